@@ -1,0 +1,128 @@
+"""``qcowdelta info``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from . import options as opt
+
+
+@click.command()
+@click.argument("file", type=opt.FILE)
+@click.option(
+    "-U", "--force-share", is_flag=True, help="Read an image that is in use all the same."
+)
+@opt.as_json
+def info(file: Path, force_share: bool, as_json: bool) -> None:
+    """Show everything that FILE says of itself. No other file is opened."""
+    from ..info import describe
+    from .show import console, print_json
+
+    opened = opt.policy((), force_share).open_given(file)
+    try:
+        found = describe(opened)
+    finally:
+        opened.close()
+    if as_json:
+        print_json(found)
+    else:
+        _print(found, console())
+
+
+def _print(found: dict[str, Any], out: Any) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table(box=None, show_header=False, pad_edge=False)
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for name, value in _rows(found):
+        grid.add_row(name, escape(value))
+    out.print(grid)
+    for name in ("features", "extensions", "snapshots", "bitmaps"):
+        if found.get(name):
+            out.print()
+            out.print(_list(name, found[name]))
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the single values, as name and text."""
+    rows = [
+        ("file", found["filename"]),
+        ("format", found["format"]),
+        ("virtual size", _size(found["virtual_size"])),
+        ("file size", _size(found["file_size"])),
+    ]
+    if found["format"] != "qcow2":
+        return rows
+    header, tables = found["header"], found["tables"]
+    rows += [
+        ("version", str(header["version"])),
+        ("cluster size", _size(found["cluster_size"])),
+        ("refcount bits", str(found["refcount_bits"])),
+        ("compression", found["compression_type"]),
+        ("encryption", found["encryption"]),
+        ("header length", f"{header['header_length']}"),
+        ("L1 table", f"{header['l1_size']} entries at {header['l1_table_offset']:#x}"),
+        ("refcount table", _refcounts(header)),
+        ("L2 tables", f"{tables['l2_tables']:,}"),
+        ("clusters", _clusters(tables)),
+    ]
+    for name in ("backing_file", "backing_format", "data_file"):
+        if found[name] is not None:
+            rows.append((name.replace("_", " "), found[name]))
+    return rows + _delta(found["delta"])
+
+
+def _refcounts(header: dict[str, int]) -> str:
+    return f"{header['refcount_table_clusters']} clusters at {header['refcount_table_offset']:#x}"
+
+
+def _clusters(tables: dict[str, int]) -> str:
+    names = ("data", "compressed", "zero", "unallocated")
+    text = ", ".join(f"{tables[name]:,} {name}" for name in names)
+    if "data_subclusters" in tables:
+        counts = tables["data_subclusters"], tables["zero_subclusters"]
+        text += f" (sub-clusters: {counts[0]:,} data, {counts[1]:,} zero)"
+    return text
+
+
+def _delta(delta: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if delta is None:
+        return []
+    changed = f"{_size(delta['data_bytes'])} data, {_size(delta['zero_bytes'])} zeroed"
+    rows = [
+        ("delta", changed),
+        ("base size", _size(delta["base_size"])),
+        ("base fingerprint", delta["base_fingerprint"]),
+    ]
+    if delta["base_digest"]:
+        rows.append(("base digest", delta["base_digest"]))
+    return rows
+
+
+def _size(count: int) -> str:
+    from .show import size
+
+    return f"{size(count)} ({count:,} bytes)"
+
+
+def _list(name: str, rows: list[dict[str, Any]]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=name.capitalize(), title_justify="left", box=None, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_text(value)) for value in row.values()))
+    return table
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -1,0 +1,107 @@
+"""Options that several commands share, and what they mean to the library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from ..image import Image
+    from ..policy import OpenPolicy
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FORMATS = click.Choice(["qcow2", "raw"])
+FILE = click.Path(path_type=Path)
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 65536, 64k, 2M, 64KiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        text = str(value).lower().removesuffix("b").removesuffix("i")
+        digits = text.rstrip("kmg")
+        if not digits.isdecimal() or text[len(digits) :] not in _UNITS:
+            self.fail(f"{value!r} is not a size like 65536, 64k or 2M", param, ctx)
+        return int(digits) * _UNITS[text[len(digits) :]]
+
+
+def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def add(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+opening = _all(
+    click.option(
+        "--allow-path",
+        multiple=True,
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Let images name backing and data files in DIR too.",
+    ),
+    click.option(
+        "-U",
+        "--force-share",
+        is_flag=True,
+        help="Read images that are in use; what is read may be inconsistent.",
+    ),
+)
+
+formats = _all(
+    click.option("--old-format", type=FORMATS, help="OLD's format, instead of looking."),
+    click.option("--new-format", type=FORMATS, help="NEW's format, instead of looking."),
+    click.option("--old-snapshot", metavar="NAME", help="Take OLD as of an internal snapshot."),
+    click.option("--new-snapshot", metavar="NAME", help="Take NEW as of an internal snapshot."),
+)
+
+progress = click.option(
+    "--progress/--no-progress", default=None, help="Show progress; default: on a terminal."
+)
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def policy(allow_path: tuple[Path, ...], force_share: bool) -> OpenPolicy:
+    """Return the policy that the options ask for."""
+    from ..policy import OpenPolicy
+
+    return OpenPolicy(allow_path, force_share)
+
+
+def open_pair(old: Path, new: Path, options: dict[str, Any]) -> tuple[Image, Image]:
+    """Open OLD and NEW as the shared options say."""
+    from ..image import open_image
+
+    how = policy(options["allow_path"], options["force_share"])
+    first = open_image(
+        old, format=options["old_format"], snapshot=options["old_snapshot"], policy=how
+    )
+    try:
+        second = open_image(
+            new, format=options["new_format"], snapshot=options["new_snapshot"], policy=how
+        )
+    except BaseException:
+        first.close()
+        raise
+    return first, second
+
+
+def wants_progress(asked: bool | None, quiet: bool = False) -> bool:
+    """Tell whether to show progress."""
+    return not quiet and (sys.stderr.isatty() if asked is None else asked)

@@ -1,0 +1,302 @@
+"""Comparing two images: a delta found by the cheapest proof that decides each range."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .delta import CHANGE, WINDOW_ALIGNMENT, ChangeKind, Changes, ChangeWindow, DeltaStats
+from .errors import OptionError
+from .extents import Extents, Kind, Mask, Offsets, runs
+from .image import Image
+from .payloads import Outcome, PayloadComparer, comparable, has_data, rows_differ, rows_nonzero
+from .pieces import Classifier, Verdict
+from .units import MIB, SECTOR, align_down, usable_cpus
+
+MAX_GRANULARITY = 2 * MIB
+# What one thread reads of each side at a time; two such buffers stay in a core's cache.
+_BATCH = MIB
+_PAYLOAD_BATCH = 64
+# A window is bounded by how many extents it can have, and while there is much to read in it,
+# by that too, so that what has been found can be written while the next is compared.
+_MAX_UNITS = 64 << 10
+_MIN_UNITS = 4 << 10
+_MUCH_TO_READ = 128 * MIB
+_WINDOWS_AHEAD = 2
+
+
+class ImageDelta:
+    """The delta between two images, found by comparing them.
+
+    Args:
+        old: the base.
+        new: the target.
+        granularity: what changes are rounded to, bytes: a power of two, 512 to 2 MiB.
+        threads: how many threads compare content; None takes as many as there are processors.
+    """
+
+    def __init__(
+        self, old: Image, new: Image, *, granularity: int = 64 << 10, threads: int | None = None
+    ) -> None:
+        if not SECTOR <= granularity <= MAX_GRANULARITY or granularity & (granularity - 1):
+            raise OptionError(f"a granularity of {granularity} is not a power of 2, 512 to 2 MiB")
+        self.old = old
+        self.target = new
+        self.base_size = old.size
+        self.granularity = granularity
+        self.stats = DeltaStats()
+        self._threads = threads or usable_cpus()
+
+    def windows(self) -> Iterator[ChangeWindow]:
+        """Compare the images, window by window.
+
+        Raises:
+            CorruptImageError: something that has to be read cannot be.
+        """
+        self.stats = DeltaStats()
+        pool = ThreadPoolExecutor(self._threads, "qcowdelta-compare")
+        pending: deque[_Window] = deque()
+        plan = _Plan(self.old, self.target, self.granularity)
+        comparer = _Comparer(self.old, self.target, self.granularity)
+        try:
+            for start, stop in plan:
+                window = _Window(comparer, start, stop)
+                plan.adapt(window.to_read)
+                window.submit(pool)
+                pending.append(window)
+                if len(pending) > _WINDOWS_AHEAD:
+                    yield pending.popleft().finish(self.stats)
+            while pending:
+                yield pending.popleft().finish(self.stats)
+            self.stats.zero += plan.skipped
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Plan:
+    """Chooses the windows: whole granules, skipping what is unmapped on both sides."""
+
+    def __init__(self, old: Image, new: Image, granularity: int) -> None:
+        self._old, self._new, self._granularity = old, new, granularity
+        self._unit = min(old.unit, new.unit, granularity)
+        self._units = _MIN_UNITS
+        self.skipped = 0
+
+    def adapt(self, to_read: int) -> None:
+        """Take larger windows while there is little to read, smaller ones otherwise."""
+        if to_read > _MUCH_TO_READ:
+            self._units = max(self._units // 2, _MIN_UNITS)
+        elif to_read < _MUCH_TO_READ // 4:
+            self._units = min(self._units * 2, _MAX_UNITS)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        position, size = 0, self._new.size
+        while position < size:
+            mapped = min(self._old.next_mapped(position), self._new.next_mapped(position), size)
+            begin = mapped if mapped == size else align_down(mapped, WINDOW_ALIGNMENT)
+            self.skipped += max(0, begin - position)
+            position = max(position, begin)
+            if position < size:
+                step = max(self._units * self._unit, WINDOW_ALIGNMENT)
+                stop = min(align_down(position, step) + step, size)
+                yield position, stop
+                position = stop
+
+
+class _Scratch(threading.local):
+    """Each comparing thread's own buffers and readers."""
+
+    def __init__(self, old: Image, new: Image, size: int) -> None:
+        self.readers = (old.reader(), new.reader())
+        self.buffers = (bytearray(size), bytearray(size))
+
+
+class _Comparer:
+    """What compares content; safe to be used by several threads."""
+
+    def __init__(self, old: Image, new: Image, granularity: int) -> None:
+        self.old, self.new, self.granularity = old, new, granularity
+        self.classifier = Classifier(old, new)
+        self.payloads = PayloadComparer(old.sources, new.sources, granularity)
+        self.batch = max(_BATCH, granularity)
+        self._scratch = _Scratch(old, new, self.batch)
+
+    def compare(self, old: Extents, new: Extents) -> Outcome:
+        """Read both sides of at most a batch of pieces and compare them, granule by granule."""
+        total = int(new["length"].sum())
+        views = [memoryview(buffer)[:total] for buffer in self._scratch.buffers]
+        for reader, extents, view in zip(self._scratch.readers, (old, new), views, strict=True):
+            reader.read_extents(extents, view)
+        reads = [int(e["length"][e["kind"] != Kind.ZERO].sum()) for e in (old, new)]
+        a, b = (np.frombuffer(view, np.uint64) for view in views)
+        if np.array_equal(a, b):
+            return Outcome.of([], reads)
+        unit = _common_unit(new, self.granularity)
+        counts = new["length"] // unit
+        first = np.cumsum(counts) - counts
+        inside = np.arange(total // unit) - np.repeat(first, counts)
+        granule = (np.repeat(new["start"], counts) + inside * unit) // self.granularity
+        return self._by_granule(a.reshape(-1, unit // 8), b.reshape(-1, unit // 8), granule, reads)
+
+    def _by_granule(
+        self,
+        a: npt.NDArray[np.uint64],
+        b: npt.NDArray[np.uint64],
+        granule: npt.NDArray[np.int64],
+        reads: list[int],
+    ) -> Outcome:
+        changed = np.isin(granule, granule[rows_differ(a, b)])
+        first, _ = runs(granule[changed])
+        old, new = (np.logical_or.reduceat(rows_nonzero(side[changed]), first) for side in (a, b))
+        start = granule[changed][first] * self.granularity
+        length = np.full(start.size, self.granularity)
+        return Outcome(start, length, old, new, 0, *reads)
+
+    def nonzero(self, start: int, stop: int) -> list[bool]:
+        """Tell whether a range has anything but zeros in OLD, and in NEW."""
+        return [has_data(reader.read(start, stop - start)) for reader in self._scratch.readers]
+
+
+def _common_unit(extents: Extents, granularity: int) -> int:
+    """Return the largest power of two that divides every boundary and the granularity."""
+    bits = granularity | int(np.bitwise_or.reduce(extents["start"] | extents["length"]))
+    return bits & -bits
+
+
+def _batches(old: Extents, new: Extents, batch: int) -> Iterator[tuple[Extents, Extents]]:
+    """Group pieces, none of which crosses a multiple of ``batch``, to at most that many bytes.
+
+    What lies between two such multiples stays together, so a granule is never torn apart.
+    """
+    first, _ = runs(new["start"] // batch)
+    sizes = np.add.reduceat(new["length"], first).tolist()
+    begin, total = 0, 0
+    for at, size in zip(first.tolist(), sizes, strict=True):
+        if total + size > batch:
+            yield old[begin:at], new[begin:at]
+            begin, total = at, 0
+        total += size
+    yield old[begin:], new[begin:]
+
+
+def _multiples_inside(start: Offsets, length: Offsets, unit: int) -> Offsets:
+    """Return the multiples of ``unit`` that lie strictly inside of ranges."""
+    first = start // unit + 1
+    counts = np.maximum((start + length - 1) // unit - first + 1, 0)
+    offset = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    result: Offsets = (np.repeat(first, counts) + offset) * unit
+    return result
+
+
+@dataclass
+class _Flags:
+    """What is known of each granule of a window."""
+
+    differs: Mask
+    old_nonzero: Mask
+    new_nonzero: Mask
+
+
+class _Window:
+    """One window on its way from metadata to changes."""
+
+    def __init__(self, comparer: _Comparer, start: int, stop: int) -> None:
+        self._comparer = comparer
+        self._start, self._stop = start, stop
+        self._granularity = comparer.granularity
+        self._pieces = comparer.classifier.pieces(start, stop)
+        self._tasks: list[Future[Outcome]] = []
+        self.to_read = self._pieces.bytes_of(Verdict.OPEN)
+
+    def submit(self, pool: ThreadPoolExecutor) -> None:
+        """Hand all comparing of content to the pool."""
+        comparer, pieces = self._comparer, self._pieces
+        read = pieces.open & ~self._payloads()
+        pieces.cut(_multiples_inside(pieces.start[read], pieces.length[read], comparer.batch))
+        payloads = self._payloads()
+        old, new = pieces.old[payloads], pieces.new[payloads]
+        for i in range(0, old.size, _PAYLOAD_BATCH):
+            rows = slice(i, i + _PAYLOAD_BATCH)
+            self._tasks.append(pool.submit(comparer.payloads.compare, old[rows], new[rows]))
+        read = pieces.open & ~payloads
+        if read.any():
+            for old, new in _batches(pieces.old[read], pieces.new[read], comparer.batch):
+                self._tasks.append(pool.submit(comparer.compare, old, new))
+
+    def _payloads(self) -> Mask:
+        comparer = self._comparer
+        return comparable(self._pieces, comparer.old.sources, comparer.new.sources)
+
+    def finish(self, stats: DeltaStats) -> ChangeWindow:
+        """Wait for the comparing, and return the changes."""
+        granules = -(-(self._stop - self._start) // self._granularity)
+        flags = _Flags(*(np.zeros(granules, bool) for _ in range(3)))
+        equal_payload = 0
+        for task in self._tasks:
+            outcome = task.result()
+            equal_payload += outcome.equal_payload
+            stats.bytes_read_old += outcome.read_old
+            stats.bytes_read_new += outcome.read_new
+            self._mark(flags, outcome)
+        self._count(stats, equal_payload)
+        self._look_again(flags)
+        return ChangeWindow(self._start, self._stop, self._changes(flags), self._pieces.new)
+
+    def _mark(self, flags: _Flags, outcome: Outcome) -> None:
+        """Carry over what differs: each range lies in one granule, which may hold several."""
+        if not outcome.start.size:
+            return
+        granule = (outcome.start - self._start) // self._granularity
+        flags.differs[granule] = True
+        flags.old_nonzero[granule[outcome.old_nonzero]] = True
+        flags.new_nonzero[granule[outcome.new_nonzero]] = True
+
+    def _count(self, stats: DeltaStats, equal_payload: int) -> None:
+        pieces = self._pieces
+        stats.shared_layer += pieces.bytes_of(Verdict.SHARED_LAYER)
+        stats.zero += pieces.bytes_of(Verdict.ZERO)
+        stats.shared_extent += pieces.bytes_of(Verdict.SHARED_EXTENT)
+        stats.equal_payload += equal_payload
+        stats.read += self.to_read - equal_payload
+
+    def _look_again(self, flags: _Flags) -> None:
+        """Read what differs only in a part, where the parts not read decide if it is zeros.
+
+        A granule that differs can hold pieces proved equal without being read.
+        """
+        pieces, size = self._pieces, self._granularity
+        payloads = self._payloads()
+        known = (pieces.open & ~payloads) | (pieces.verdict == Verdict.ZERO)
+        known |= payloads & (pieces.length >= size)
+        sums = np.concatenate([[0], np.cumsum(np.where(known, pieces.length, 0))])
+
+        def known_before(offset: Offsets) -> Offsets:
+            row = np.searchsorted(pieces.start, offset, side="right") - 1
+            return sums[row] + np.where(known[row], offset - pieces.start[row], 0)
+
+        granule = np.flatnonzero(flags.differs & ~(flags.old_nonzero & flags.new_nonzero))
+        start = self._start + granule * size
+        stop = np.minimum(start + size, self._stop)
+        unsure = known_before(stop) - known_before(start) < stop - start
+        for number, i, j in zip(granule[unsure], start[unsure], stop[unsure], strict=True):
+            old, new = self._comparer.nonzero(int(i), int(j))
+            flags.old_nonzero[number], flags.new_nonzero[number] = old, new
+
+    def _changes(self, flags: _Flags) -> Changes:
+        granule = np.flatnonzero(flags.differs)
+        data = np.where(flags.old_nonzero[granule], ChangeKind.MODIFIED, ChangeKind.ADDED)
+        kind = np.where(flags.new_nonzero[granule], data, ChangeKind.ZEROED)
+        # A run goes on while granule numbers rise by one and the kind stays.
+        first, counts = runs((granule - np.arange(granule.size)) * len(ChangeKind) * 2 + kind)
+        changes = np.empty(first.size, CHANGE)
+        changes["start"] = self._start + granule[first] * self._granularity
+        stop = changes["start"] + counts * self._granularity
+        changes["length"] = np.minimum(stop, self._stop) - changes["start"]
+        changes["kind"] = kind[first]
+        return changes

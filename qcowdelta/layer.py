@@ -1,0 +1,74 @@
+"""What every image format offers: a layer, the map of one file of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .errors import CorruptImageError
+from .extents import Extents
+from .hostfile import HostFile
+from .qcow2.codec import CodecError, inflate
+from .qcow2.layout import CompressionType
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that holds a layer's data, and how its compressed clusters are coded."""
+
+    file: HostFile
+    cluster_size: int
+    codec: CompressionType = CompressionType.ZLIB
+
+    def inflate(self, payload: memoryview, host: int, guest: int) -> bytes:
+        """Return a compressed cluster's content.
+
+        Args:
+            payload: the bytes from the payload's begin to its bound, or more.
+            host: where the payload begins, for the message.
+            guest: where the extent lies on the disk, for the message.
+
+        Raises:
+            CorruptImageError: it cannot be decoded to a whole cluster.
+        """
+        try:
+            return inflate(self.codec, payload, self.cluster_size)
+        except CodecError as error:
+            raise CorruptImageError(
+                f"compressed cluster at guest offset {guest:#x} cannot be inflated: {error}",
+                path=self.file.path,
+                offset=host,
+            ) from error
+
+
+class Layer(Protocol):
+    """One file of an image, seen alone."""
+
+    @property
+    def format(self) -> str:
+        """The format's name, as qemu-img has it."""
+
+    @property
+    def file(self) -> HostFile:
+        """The file that was opened."""
+
+    @property
+    def source(self) -> Source:
+        """Where the data of its extents lies."""
+
+    @property
+    def size(self) -> int:
+        """Its virtual size in bytes, a multiple of 512."""
+
+    @property
+    def unit(self) -> int:
+        """The smallest length that it can allocate, bytes."""
+
+    def extents(self, start: int, stop: int) -> Extents:
+        """Return what ``[start, stop)`` is, within its size; see :mod:`.extents`."""
+
+    def next_mapped(self, start: int) -> int | None:
+        """Return where something may be allocated at or after ``start``; None: nowhere."""
+
+    def close(self) -> None:
+        """Close its files."""

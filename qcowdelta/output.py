@@ -1,0 +1,122 @@
+"""Output that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from types import TracebackType
+
+from .errors import OutputError, PathName, printable
+
+_NO_TMPFILE = {errno.EISDIR, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT}
+
+
+class AtomicOutput:
+    """A file that gets its name only when it is complete and on disk.
+
+    It is written without a name where the file system can do that, so that even a kill leaves
+    nothing behind; elsewhere under a temporary name beside the target.
+
+    Args:
+        path: the name it gets.
+        force: replace what is there.
+
+    Raises:
+        OutputError: something is there already, or it is not a regular file.
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, path: PathName, *, force: bool = False) -> None:
+        self.path = os.fspath(path)
+        self._force = force
+        self._folder = os.path.dirname(self.path) or "."
+        self._temporary: str | None = None
+        self._check_target()
+        self.fd = self._open()
+
+    def _check_target(self) -> None:
+        if not os.path.lexists(self.path):
+            return
+        if not self._force:
+            raise self._exists()
+        if not os.path.isfile(self.path) or os.path.islink(self.path):
+            raise OutputError(f"{printable(self.path)}: is not a regular file: not replaced")
+
+    def _exists(self) -> OutputError:
+        return OutputError(f"{printable(self.path)}: exists already; --force replaces it")
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+        self._temporary = self._temporary_name()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self._temporary, flags, 0o666)
+
+    def _temporary_name(self) -> str:
+        name = f".{os.path.basename(self.path)}.{secrets.token_hex(4)}.tmp"
+        return os.path.join(self._folder, name)
+
+    def __enter__(self) -> AtomicOutput:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            os.close(self.fd)
+            if self._temporary is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._temporary)
+
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        """Write all of ``data`` at ``offset``."""
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self.fd, view, offset)
+            view, offset = view[count:], offset + count
+
+    def _commit(self) -> None:
+        """Bring it to disk, give it its name, and bring that to disk too."""
+        os.fsync(self.fd)
+        if self._force:
+            if self._temporary is None:
+                self._temporary = self._temporary_name()
+                self._link(self._temporary)
+            os.rename(self._temporary, self.path)
+            self._temporary = None
+        else:
+            self._link(self.path)
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _link(self, path: str) -> None:
+        """Give the file a name that must be free: two writers of one name cannot both win."""
+        try:
+            if self._temporary is not None and path != self._temporary:
+                os.link(self._temporary, path)
+            else:
+                # With a folder descriptor given, Python uses linkat(2), which can follow the
+                # link in /proc to a file that has no name.
+                here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.link(f"/proc/self/fd/{self.fd}", path, src_dir_fd=here)
+                finally:
+                    os.close(here)
+        except FileExistsError as error:
+            raise self._exists() from error

@@ -1,0 +1,212 @@
+"""Comparing compressed clusters with compressed clusters, inflating as little as can be.
+
+A descriptor bounds a payload only by whole sectors, so a neighbour's bytes follow it. But a
+stream ends by itself: where two payloads agree for as long as one of them lasts, both decode to
+the same content. What differs is inflated a little at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .extents import Extents, Kind, Mask, Offsets
+from .layer import Source
+from .pieces import Pieces
+from .qcow2.codec import CodecError, payload_length, prefix
+from .reader import payload_spans
+
+_PREFIX = 4096
+
+
+Difference: TypeAlias = tuple[int, int, bool, bool]
+"""A guest range that differs (start, length), and whether OLD and NEW have more than zeros."""
+
+
+@dataclass
+class Outcome:
+    """What became of compared pieces.
+
+    Attributes:
+        start, length: the guest ranges that differ, none across a granule's boundary.
+        old_nonzero, new_nonzero: whether each has anything but zeros, on either side.
+        equal_payload: bytes of guest space proved equal by payload.
+        read_old, read_new: bytes of guest content read or inflated.
+    """
+
+    start: Offsets
+    length: Offsets
+    old_nonzero: Mask
+    new_nonzero: Mask
+    equal_payload: int = 0
+    read_old: int = 0
+    read_new: int = 0
+
+    @classmethod
+    def of(cls, differences: list[Difference], reads: list[int], equal_payload: int = 0) -> Outcome:
+        """Return the outcome of comparing clusters one by one."""
+        columns = np.array(differences, np.int64).reshape(-1, 4).T
+        old_nonzero, new_nonzero = columns[2] != 0, columns[3] != 0
+        return cls(columns[0], columns[1], old_nonzero, new_nonzero, equal_payload, *reads)
+
+
+def rows_differ(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Mask:
+    """Tell which rows of two arrays differ; most that do are told by their first words."""
+    differ: Mask = np.any(a[:, :8] != b[:, :8], axis=1)
+    rest = np.flatnonzero(~differ)
+    differ[rest] = (a[rest] != b[rest]).any(axis=1)
+    return differ
+
+
+def rows_nonzero(rows: npt.NDArray[Any]) -> Mask:
+    """Tell which rows are not all zeros; most are told by their first words."""
+    nonzero: Mask = np.any(rows[:, :8], axis=1)
+    rest = np.flatnonzero(~nonzero)
+    nonzero[rest] = rows[rest].any(axis=1)
+    return nonzero
+
+
+def comparable(pieces: Pieces, old: tuple[Source, ...], new: tuple[Source, ...]) -> Mask:
+    """Return the open pieces that are one whole compressed cluster, or that against zeros."""
+    mask = pieces.open.copy()
+    compressed = np.zeros(mask.shape, bool)
+    for side, sources in ((pieces.old, old), (pieces.new, new)):
+        sizes = np.array([source.cluster_size for source in sources])
+        whole = (side["kind"] == Kind.COMPRESSED) & (side["within"] == 0)
+        whole &= side["length"] == sizes[side["source"]]
+        mask &= whole | (side["kind"] == Kind.ZERO)
+        compressed |= whole
+    mask &= compressed
+    return mask
+
+
+class PayloadComparer:
+    """Compares clusters that are compressed in both images, or in one and zeros in the other.
+
+    Args:
+        old, new: the sources of both images.
+        granularity: what differences are rounded to, bytes.
+    """
+
+    def __init__(self, old: tuple[Source, ...], new: tuple[Source, ...], granularity: int) -> None:
+        self._old, self._new, self._granularity = old, new, granularity
+
+    def compare(self, old: Extents, new: Extents) -> Outcome:
+        """Compare clusters one by one; ``old[i]`` and ``new[i]`` are the same guest range.
+
+        Raises:
+            CorruptImageError: one that had to be inflated cannot be.
+        """
+        found: list[Difference] = []
+        equal_payload, reads = 0, [0, 0]
+        for i, j in _spans(old, new):
+            sides = (_side(self._old, old[i:j]), _side(self._new, new[i:j]))
+            equal = _equal_payloads(*sides)
+            lengths = new["length"][i:j]
+            equal_payload += int(lengths[equal].sum())
+            for number, side in enumerate(sides):
+                reads[number] += 0 if side.zeros else int(lengths[~equal].sum())
+            for k in np.flatnonzero(~equal).tolist():
+                start, size = int(new["start"][i + k]), int(lengths[k])
+                found += _differences(sides, k, start, size, self._granularity)
+        return Outcome.of(found, reads, equal_payload)
+
+
+def _spans(old: Extents, new: Extents) -> list[tuple[int, int]]:
+    """Group clusters that lie close together, and at the same distances, in both files."""
+    cuts = {i for side in (old, new) for i, _ in payload_spans(side)}
+    both = (old["kind"] == Kind.COMPRESSED) & (new["kind"] == Kind.COMPRESSED)
+    shift = np.where(both, new["host"] - old["host"], 0)
+    for column in (shift, old["kind"], new["kind"]):
+        cuts.update((np.flatnonzero(column[1:] != column[:-1]) + 1).tolist())
+    starts = sorted(cuts)
+    return list(zip(starts, [*starts[1:], old.size], strict=True))
+
+
+class _Side:
+    """One side of a span: compressed clusters whose payloads are read at once, or zeros."""
+
+    def __init__(self, source: Source, rows: Extents) -> None:
+        self.source = source
+        self.bound = rows["bound"]
+        self.at = rows["host"] - rows["host"][0]
+        self.zeros = bool(rows["kind"][0] == Kind.ZERO)
+        self.payloads = memoryview(b"")
+        self._rows = rows
+        if not self.zeros:
+            self.payloads = memoryview(bytearray(int(self.at[-1] + self.bound[-1])))
+            source.file.read_into(self.payloads, int(rows["host"][0]))
+
+    def payload(self, k: int, length: int | None = None) -> memoryview:
+        """Return the payload of a cluster up to its bound, or its first ``length`` bytes."""
+        at = int(self.at[k])
+        return self.payloads[at : at + (int(self.bound[k]) if length is None else length)]
+
+    def begin(self, k: int) -> bytes:
+        """Return the first bytes of a cluster's content; fewer where they cannot be had."""
+        if self.zeros:
+            return bytes(_PREFIX)
+        try:
+            return prefix(self.source.codec, self.payload(k), _PREFIX)
+        except CodecError:
+            return b""  # inflating it whole says what is wrong, and where
+
+    def whole(self, k: int, size: int) -> bytes:
+        """Return a cluster's content."""
+        if self.zeros:
+            return bytes(size)
+        row = self._rows[k]
+        return self.source.inflate(self.payload(k), int(row["host"]), int(row["start"]))
+
+
+def _side(sources: tuple[Source, ...], rows: Extents) -> _Side:
+    return _Side(sources[rows["source"][0]], rows)
+
+
+def _equal_payloads(old: _Side, new: _Side) -> Mask:
+    """Return which clusters of a span have payloads that are proved equal."""
+    bound = np.minimum(old.bound, new.bound)
+    if old.zeros or new.zeros or old.source.codec != new.source.codec:
+        return np.zeros(bound.size, bool)
+    a, b = (np.frombuffer(side.payloads, np.uint8) for side in (old, new))
+    common = min(a.size, b.size)
+    if np.array_equal(a[:common], b[:common]):
+        return np.ones(bound.size, bool)
+    unequal = np.append(np.flatnonzero(a[:common] != b[:common]), common)
+    agree = unequal[np.searchsorted(unequal, old.at)] - old.at
+    equal: Mask = agree >= bound
+    for k in np.flatnonzero(~equal & (agree > 0)).tolist():
+        # Where they agree for as long as the stream lasts, what follows is not the payload.
+        size = old.source.cluster_size
+        equal[k] = payload_length(old.source.codec, old.payload(k, int(agree[k])), size) is not None
+    return equal
+
+
+def _differences(
+    sides: tuple[_Side, _Side], k: int, start: int, size: int, granularity: int
+) -> list[Difference]:
+    """Compare content: what differs, a cluster at a time, or a granule where that is less."""
+    if size <= granularity:
+        begun = [side.begin(k) for side in sides]
+        flags = [has_data(data) for data in begun]
+        told = all(flag or side.zeros for flag, side in zip(flags, sides, strict=True))
+        if told and begun[0] != begun[1]:
+            return [(start, size, flags[0], flags[1])]
+    unit = min(size, granularity)
+    old, new = (
+        np.frombuffer(side.whole(k, size), np.uint64).reshape(-1, unit // 8) for side in sides
+    )
+    rows = np.flatnonzero(rows_differ(old, new))
+    nonzero = zip(rows_nonzero(old[rows]), rows_nonzero(new[rows]), strict=True)
+    return [
+        (start + row * unit, unit, bool(a), bool(b))
+        for row, (a, b) in zip(rows.tolist(), nonzero, strict=True)
+    ]
+
+
+def has_data(data: bytes) -> bool:
+    """Tell whether there is anything but zeros."""
+    return data.count(0) < len(data)

@@ -1,0 +1,49 @@
+"""Raw images: the file is the disk, and its holes are zeros."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .extents import EXTENT, Extents, Kind
+from .hostfile import HostFile
+from .layer import Source
+from .units import SECTOR, align_up
+
+# What a host file system allocates at least; a window of a raw image is sized by it.
+_HOST_BLOCK = 4096
+
+
+class RawLayer:
+    """A raw image file. A length that is not whole sectors is padded with zeros, as in QEMU."""
+
+    format = "raw"
+    unit = _HOST_BLOCK
+
+    def __init__(self, file: HostFile) -> None:
+        self.file = file
+        self.size = align_up(file.size, SECTOR)
+        self.source = Source(file, _HOST_BLOCK)
+
+    def extents(self, start: int, stop: int) -> Extents:
+        """Return data where the file has any, and zeros in its holes."""
+        data = self.file.data_ranges(start, stop)
+        data[:, 0] -= data[:, 0] % SECTOR
+        data[:, 1] += -data[:, 1] % SECTOR
+        edges = np.unique(np.concatenate([data.reshape(-1), np.array([start, stop], np.int64)]))
+        edges = edges[(edges >= start) & (edges <= stop)]
+        out = np.zeros(max(edges.size - 1, 0), EXTENT)
+        out["start"] = out["host"] = edges[:-1]
+        out["length"] = np.diff(edges)
+        inside = np.searchsorted(data[:, 0], edges[:-1], side="right") - 1
+        covered = (inside >= 0) & (edges[:-1] < data[inside, 1] if data.size else False)
+        out["kind"] = np.where(covered, Kind.DATA, Kind.ZERO)
+        return out
+
+    def next_mapped(self, start: int) -> int | None:
+        """Return where the next data of the file begins."""
+        found = self.file.next_data(start)
+        return None if found >= self.file.size else found - found % SECTOR
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()

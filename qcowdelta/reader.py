@@ -1,0 +1,125 @@
+"""Reading guest content through extents."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .extents import Extents, Kind
+from .layer import Source
+
+# Compressed clusters whose payloads are no further apart than this are read in one go.
+_PAYLOAD_GAP = 4096
+_PAYLOADS_AT_ONCE = 1 << 21
+
+
+class Readable(Protocol):
+    """What a reader needs to know of an image."""
+
+    @property
+    def size(self) -> int:
+        """The virtual size, bytes."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources that extents refer to."""
+
+    def extents(self, start: int, stop: int) -> Extents:
+        """Return what ``[start, stop)`` is."""
+
+
+class GuestReader:
+    """Reads an image's guest content. Not for use by two threads at a time."""
+
+    def __init__(self, image: Readable) -> None:
+        self._image = image
+        self._inflated: tuple[int, int, bytes] | None = None
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return ``length`` bytes of guest content; beyond the end of the disk are zeros."""
+        buffer = bytearray(length)
+        self.read_into(start, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with guest content from ``start``.
+
+        Raises:
+            CorruptImageError: what should be there cannot be read.
+        """
+        stop = min(start + len(buffer), self._image.size)
+        inside = max(0, stop - start)
+        if inside:
+            self.read_extents(self._image.extents(start, stop), buffer[:inside])
+        if inside < len(buffer):
+            buffer[inside:] = bytes(len(buffer) - inside)
+
+    def read_extents(self, extents: Extents, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the content of extents, one behind the other.
+
+        They need not be neighbours; their lengths must add up to that of the buffer.
+        """
+        array = np.frombuffer(buffer, np.uint8)
+        stops = np.cumsum(extents["length"])
+        begins = stops - extents["length"]
+        compressed = extents["kind"] == Kind.COMPRESSED
+        for row, begin, stop in zip(
+            extents[~compressed], begins[~compressed], stops[~compressed], strict=True
+        ):
+            if row["kind"] == Kind.DATA:
+                file = self._image.sources[row["source"]].file
+                file.read_into(buffer[begin:stop], int(row["host"]))
+            else:
+                array[begin:stop] = 0
+        if compressed.any():
+            self._read_compressed(extents[compressed], begins[compressed], buffer)
+
+    def _read_compressed(
+        self, extents: Extents, begins: npt.NDArray[np.int64], buffer: memoryview
+    ) -> None:
+        for i, j in payload_spans(extents):
+            host = int(extents["host"][i])
+            length = int(extents["host"][j - 1] + extents["bound"][j - 1]) - host
+            payloads = memoryview(bytearray(length))
+            source = self._image.sources[extents["source"][i]]
+            source.file.read_into(payloads, host)
+            for k in range(i, j):
+                row = extents[k]
+                data = self._inflate(source, row, payloads[int(row["host"]) - host :])
+                begin, within, size = int(begins[k]), int(row["within"]), int(row["length"])
+                buffer[begin : begin + size] = data[within : within + size]
+
+    def _inflate(self, source: Source, row: np.void, payload: memoryview) -> bytes:
+        """Inflate one cluster; several extents in a row may lie in the same one."""
+        number, host = int(row["source"]), int(row["host"])
+        if self._inflated is not None and self._inflated[:2] == (number, host):
+            return self._inflated[2]
+        data = source.inflate(payload[: int(row["bound"])], host, int(row["start"]))
+        self._inflated = (number, host, data)
+        return data
+
+
+def payload_spans(extents: Extents) -> list[tuple[int, int]]:
+    """Group compressed extents whose payloads follow each other closely on the host.
+
+    Returns pairs (first, last + 1). Each group reads forward and is bounded in length.
+    """
+    if not extents.size:
+        return []
+    host = extents["host"]
+    limit = host + extents["bound"]
+    moves = host[1:] - host[:-1]
+    near = (moves >= 0) & (host[1:] - limit[:-1] <= _PAYLOAD_GAP)
+    near &= limit[1:] >= limit[:-1]
+    near &= extents["source"][1:] == extents["source"][:-1]
+    starts = np.flatnonzero(np.append(True, ~near)).tolist()
+    spans = []
+    for i, j in zip(starts, [*starts[1:], extents.size], strict=True):
+        while i < j:
+            stop = int(np.searchsorted(limit[i:j], host[i] + _PAYLOADS_AT_ONCE, side="right"))
+            stop = max(i + stop, i + 1)
+            spans.append((i, stop))
+            i = stop
+    return spans

@@ -1,0 +1,1 @@
+"""What the tests share: QEMU's own tools as the judge, random images, and the fixtures."""
