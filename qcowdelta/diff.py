@@ -151,12 +151,14 @@ class _Comparer:
         granule: npt.NDArray[np.int64],
         reads: list[int],
     ) -> Outcome:
-        changed = np.isin(granule, granule[rows_differ(a, b)])
-        first, _ = runs(granule[changed])
-        old, new = (np.logical_or.reduceat(rows_nonzero(side[changed]), first) for side in (a, b))
-        start = granule[changed][first] * self.granularity
+        first, _ = runs(granule)
+        differs, old, new = (
+            np.logical_or.reduceat(flags, first)
+            for flags in (rows_differ(a, b), rows_nonzero(a), rows_nonzero(b))
+        )
+        start = granule[first][differs] * self.granularity
         length = np.full(start.size, self.granularity)
-        return Outcome(start, length, old, new, 0, *reads)
+        return Outcome(start, length, old[differs], new[differs], 0, *reads)
 
     def nonzero(self, start: int, stop: int) -> list[bool]:
         """Tell whether a range has anything but zeros in OLD, and in NEW."""

@@ -115,7 +115,7 @@ def write_overlay(
     codec = _codec(delta.target, options.compress)
     writer = Qcow2Writer(output, delta.target.size, geometry, codec, options.backing)
     summary = Summary(delta.target.size, delta.granularity)
-    with ThreadPoolExecutor(2, "qcowdelta-write") as pool:
+    with ThreadPoolExecutor(1, "qcowdelta-write") as pool:
         jobs = _Jobs(pool)
         clusters = _Clusters(delta.target, output, writer, geometry, codec, options.compress, jobs)
         try:
@@ -282,6 +282,7 @@ class _Clusters:
         rows = rows[mask]
         host = np.zeros(rows.size, np.int64)
         bound = rows["bound"].astype(np.int64)
+        spans: list[tuple[Source, int, int, int]] = []
         for i, j in _stretches(rows):
             source = self._target.sources[rows["source"][i]]
             bound[j - 1] = _exact_length(source, rows[j - 1])
@@ -289,10 +290,9 @@ class _Clusters:
             begin = self._writer.pack(bound[i:j].tolist(), offsets.tolist())
             host[i:j] = begin + offsets
             length = int((offsets + bound[i:j]).max())
-            job = self._jobs.pool.submit(
-                _copy_range, source, int(rows["host"][i]), begin, length, self._output
-            )
-            self._jobs.add(job)
+            spans.append((source, int(rows["host"][i]), begin, length))
+        for first, last in _by_bytes(np.array([length for *_, length in spans]), _COPY_BATCH):
+            self._jobs.add(self._jobs.pool.submit(_copy_spans, spans[first:last], self._output))
         self.copied += rows.size
         self._add_compressed(rows["start"] >> self._geometry.cluster_bits, host, bound, found)
 
@@ -444,6 +444,7 @@ def _encode(
 def _copy_rows(target: Readable, rows: Extents, place: Offsets, output: AtomicOutput) -> None:
     """Write the content of extents to the given offsets of the output."""
     data = rows["kind"] == Kind.DATA
+    begin, end = place.min(), (place + rows["length"]).max()
     for row, offset in zip(rows[data], place[data].tolist(), strict=True):
         source = target.sources[row["source"]]
         _copy_range(source, int(row["host"]), offset, int(row["length"]), output)
@@ -456,6 +457,15 @@ def _copy_rows(target: Readable, rows: Extents, place: Offsets, output: AtomicOu
         for length, offset in zip(rest["length"][i:j].tolist(), place[i:j].tolist(), strict=True):
             output.write_at(buffer[position : position + length], offset)
             position += length
+    output.start_writeback(int(begin), int(end - begin))
+
+
+def _copy_spans(spans: list[tuple[Source, int, int, int]], output: AtomicOutput) -> None:
+    """Copy spans of host files: (source, offset there, offset in the output, length)."""
+    for source, begin, place, length in spans:
+        _copy_range(source, begin, place, length, output)
+    first, (_, _, last, length) = spans[0][2], spans[-1]
+    output.start_writeback(first, last + length - first)
 
 
 def _copy_range(source: Source, begin: int, place: int, length: int, output: AtomicOutput) -> None:

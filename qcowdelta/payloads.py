@@ -7,6 +7,7 @@ the same content. What differs is inflated a little at a time.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,7 +20,9 @@ from .pieces import Pieces
 from .qcow2.codec import CodecError, payload_length, prefix
 from .reader import payload_spans
 
+# How much of a cluster is inflated first: to see that it differs, and that it is not zeros.
 _PREFIX = 4096
+_GLANCE = 64
 
 
 Difference: TypeAlias = tuple[int, int, bool, bool]
@@ -53,19 +56,15 @@ class Outcome:
         return cls(columns[0], columns[1], old_nonzero, new_nonzero, equal_payload, *reads)
 
 
-def rows_differ(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Mask:
-    """Tell which rows of two arrays differ; most that do are told by their first words."""
-    differ: Mask = np.any(a[:, :8] != b[:, :8], axis=1)
-    rest = np.flatnonzero(~differ)
-    differ[rest] = (a[rest] != b[rest]).any(axis=1)
+def rows_differ(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> Mask:
+    """Tell which rows of two arrays differ."""
+    differ: Mask = np.any(a != b, axis=1)
     return differ
 
 
-def rows_nonzero(rows: npt.NDArray[Any]) -> Mask:
-    """Tell which rows are not all zeros; most are told by their first words."""
-    nonzero: Mask = np.any(rows[:, :8], axis=1)
-    rest = np.flatnonzero(~nonzero)
-    nonzero[rest] = rows[rest].any(axis=1)
+def rows_nonzero(rows: npt.NDArray[np.uint64]) -> Mask:
+    """Tell which rows are not all zeros."""
+    nonzero: Mask = np.bitwise_or.reduce(rows, axis=1) != 0
     return nonzero
 
 
@@ -83,6 +82,19 @@ def comparable(pieces: Pieces, old: tuple[Source, ...], new: tuple[Source, ...])
     return mask
 
 
+class _Scratch(threading.local):
+    """Each thread's buffers for payloads; new memory for every span would cost more than it."""
+
+    def __init__(self) -> None:
+        self._buffers = [bytearray(), bytearray()]
+
+    def view(self, side: int, length: int) -> memoryview:
+        """Return a buffer of a length, valid until the same side's next one is asked for."""
+        if len(self._buffers[side]) < length:
+            self._buffers[side] = bytearray(2 * length)
+        return memoryview(self._buffers[side])[:length]
+
+
 class PayloadComparer:
     """Compares clusters that are compressed in both images, or in one and zeros in the other.
 
@@ -93,6 +105,7 @@ class PayloadComparer:
 
     def __init__(self, old: tuple[Source, ...], new: tuple[Source, ...], granularity: int) -> None:
         self._old, self._new, self._granularity = old, new, granularity
+        self._scratch = _Scratch()
 
     def compare(self, old: Extents, new: Extents) -> Outcome:
         """Compare clusters one by one; ``old[i]`` and ``new[i]`` are the same guest range.
@@ -103,7 +116,10 @@ class PayloadComparer:
         found: list[Difference] = []
         equal_payload, reads = 0, [0, 0]
         for i, j in _spans(old, new):
-            sides = (_side(self._old, old[i:j]), _side(self._new, new[i:j]))
+            sides = (
+                _Side(self._old[old["source"][i]], old[i:j], self._scratch, 0),
+                _Side(self._new[new["source"][i]], new[i:j], self._scratch, 1),
+            )
             equal = _equal_payloads(*sides)
             lengths = new["length"][i:j]
             equal_payload += int(lengths[equal].sum())
@@ -129,7 +145,7 @@ def _spans(old: Extents, new: Extents) -> list[tuple[int, int]]:
 class _Side:
     """One side of a span: compressed clusters whose payloads are read at once, or zeros."""
 
-    def __init__(self, source: Source, rows: Extents) -> None:
+    def __init__(self, source: Source, rows: Extents, scratch: _Scratch, number: int) -> None:
         self.source = source
         self.bound = rows["bound"]
         self.at = rows["host"] - rows["host"][0]
@@ -137,7 +153,7 @@ class _Side:
         self.payloads = memoryview(b"")
         self._rows = rows
         if not self.zeros:
-            self.payloads = memoryview(bytearray(int(self.at[-1] + self.bound[-1])))
+            self.payloads = scratch.view(number, int(self.at[-1] + self.bound[-1]))
             source.file.read_into(self.payloads, int(rows["host"][0]))
 
     def payload(self, k: int, length: int | None = None) -> memoryview:
@@ -145,12 +161,12 @@ class _Side:
         at = int(self.at[k])
         return self.payloads[at : at + (int(self.bound[k]) if length is None else length)]
 
-    def begin(self, k: int) -> bytes:
+    def begin(self, k: int, size: int) -> bytes:
         """Return the first bytes of a cluster's content; fewer where they cannot be had."""
         if self.zeros:
-            return bytes(_PREFIX)
+            return bytes(size)
         try:
-            return prefix(self.source.codec, self.payload(k), _PREFIX)
+            return prefix(self.source.codec, self.payload(k), size)
         except CodecError:
             return b""  # inflating it whole says what is wrong, and where
 
@@ -160,10 +176,6 @@ class _Side:
             return bytes(size)
         row = self._rows[k]
         return self.source.inflate(self.payload(k), int(row["host"]), int(row["start"]))
-
-
-def _side(sources: tuple[Source, ...], rows: Extents) -> _Side:
-    return _Side(sources[rows["source"][0]], rows)
 
 
 def _equal_payloads(old: _Side, new: _Side) -> Mask:
@@ -190,7 +202,8 @@ def _differences(
 ) -> list[Difference]:
     """Compare content: what differs, a cluster at a time, or a granule where that is less."""
     if size <= granularity:
-        begun = [side.begin(k) for side in sides]
+        enough = _GLANCE if sides[0].zeros or sides[1].zeros else _PREFIX
+        begun = [side.begin(k, enough) for side in sides]
         flags = [has_data(data) for data in begun]
         told = all(flag or side.zeros for flag, side in zip(flags, sides, strict=True))
         if told and begun[0] != begun[1]:

@@ -18,6 +18,7 @@ from .info import info
 from .inspect import inspect
 
 ERROR = 2
+_SWITCH_INTERVAL = 0.0002
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,6 +36,10 @@ for command in (diff, inspect, info, check):
 
 def main() -> None:
     """Run the command line; every error is one line on standard error and exit status 2."""
+    # numpy's linear algebra is not used, but would start a thread for each processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Threads hand the interpreter over after calls of some microseconds, not of milliseconds.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     sys.exit(_run())
 
 
