@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .errors import CorruptImageError, ImageLockedError, PathName, PolicyError
 from .extents import Offsets
+from .units import SECTOR
 
 # Image locks, QEMU's block/file-posix.c: permission n is byte 100+n, "n is not shared" is byte
 # 200+n. Every lock is a shared one; a conflict is found by testing, never by waiting.
@@ -210,12 +211,14 @@ class HostFile:
         return np.array(ranges, np.int64).reshape(-1, 2)
 
     def hole_ranges(self, start: int, stop: int) -> Offsets:
-        """Return which parts of ``[start, stop)`` are holes, as :meth:`data_ranges` does data.
+        """Return which whole sectors of ``[start, stop)`` are holes, as :meth:`data_ranges` does.
 
         What lies beyond the end of the file counts as one.
         """
         data = self.data_ranges(start, stop).reshape(-1)
         edges = np.concatenate([[start], data, [stop]]).astype(np.int64).reshape(-1, 2)
+        edges[:, 0] += -edges[:, 0] % SECTOR
+        edges[:, 1] -= edges[:, 1] % SECTOR
         return edges[edges[:, 0] < edges[:, 1]]
 
     def shared_ranges(self, start: int, stop: int) -> Offsets:

@@ -8,8 +8,9 @@ the same content. What differs is inflated a little at a time.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -125,9 +126,9 @@ class PayloadComparer:
             equal_payload += int(lengths[equal].sum())
             for number, side in enumerate(sides):
                 reads[number] += 0 if side.zeros else int(lengths[~equal].sum())
-            for k in np.flatnonzero(~equal).tolist():
-                start, size = int(new["start"][i + k]), int(lengths[k])
-                found += _differences(sides, k, start, size, self._granularity)
+            left = np.flatnonzero(~equal)
+            ranges = np.stack([left, new["start"][i:j][left], lengths[left]], axis=1).tolist()
+            found += _differences(sides, ranges, self._granularity)
         return Outcome.of(found, reads, equal_payload)
 
 
@@ -146,20 +147,17 @@ class _Side:
     """One side of a span: compressed clusters whose payloads are read at once, or zeros."""
 
     def __init__(self, source: Source, rows: Extents, scratch: _Scratch, number: int) -> None:
-        self.source = source
-        self.bound = rows["bound"]
-        self.at = rows["host"] - rows["host"][0]
+        self.source, self._rows = source, rows
+        self.bound, self.at = rows["bound"], rows["host"] - rows["host"][0]
         self.zeros = bool(rows["kind"][0] == Kind.ZERO)
         self.payloads = memoryview(b"")
-        self._rows = rows
         if not self.zeros:
             self.payloads = scratch.view(number, int(self.at[-1] + self.bound[-1]))
             source.file.read_into(self.payloads, int(rows["host"][0]))
 
-    def payload(self, k: int, length: int | None = None) -> memoryview:
-        """Return the payload of a cluster up to its bound, or its first ``length`` bytes."""
-        at = int(self.at[k])
-        return self.payloads[at : at + (int(self.bound[k]) if length is None else length)]
+    def payload(self, k: int) -> memoryview:
+        """Return the payload of a cluster, up to its bound."""
+        return self.payloads[int(self.at[k]) : int(self.at[k] + self.bound[k])]
 
     def begin(self, k: int, size: int) -> bytes:
         """Return the first bytes of a cluster's content; fewer where they cannot be had."""
@@ -193,31 +191,39 @@ def _equal_payloads(old: _Side, new: _Side) -> Mask:
     for k in np.flatnonzero(~equal & (agree > 0)).tolist():
         # Where they agree for as long as the stream lasts, what follows is not the payload.
         size = old.source.cluster_size
-        equal[k] = payload_length(old.source.codec, old.payload(k, int(agree[k])), size) is not None
+        equal[k] = (
+            payload_length(old.source.codec, old.payload(k)[: int(agree[k])], size) is not None
+        )
     return equal
 
 
 def _differences(
-    sides: tuple[_Side, _Side], k: int, start: int, size: int, granularity: int
-) -> list[Difference]:
-    """Compare content: what differs, a cluster at a time, or a granule where that is less."""
-    if size <= granularity:
-        enough = _GLANCE if sides[0].zeros or sides[1].zeros else _PREFIX
-        begun = [side.begin(k, enough) for side in sides]
-        flags = [has_data(data) for data in begun]
-        told = all(flag or side.zeros for flag, side in zip(flags, sides, strict=True))
-        if told and begun[0] != begun[1]:
-            return [(start, size, flags[0], flags[1])]
-    unit = min(size, granularity)
-    old, new = (
-        np.frombuffer(side.whole(k, size), np.uint64).reshape(-1, unit // 8) for side in sides
-    )
-    rows = np.flatnonzero(rows_differ(old, new))
-    nonzero = zip(rows_nonzero(old[rows]), rows_nonzero(new[rows]), strict=True)
-    return [
-        (start + row * unit, unit, bool(a), bool(b))
-        for row, (a, b) in zip(rows.tolist(), nonzero, strict=True)
-    ]
+    sides: tuple[_Side, _Side], ranges: list[list[int]], granularity: int
+) -> Iterator[Difference]:
+    """Compare content, as little as tells that it differs and what of it is zeros.
+
+    ``ranges`` has (number in the span, guest offset, length) of each cluster to compare.
+    """
+    old, new = sides
+    enough = _GLANCE if old.zeros or new.zeros else _PREFIX
+    for k, start, size in ranges:
+        if size <= granularity:
+            a, b = old.begin(k, enough), new.begin(k, enough)
+            old_data, new_data = has_data(a), has_data(b)
+            if a != b and (old_data or old.zeros) and (new_data or new.zeros):
+                yield start, size, old_data, new_data
+                continue
+        yield from _by_granule(old.whole(k, size), new.whole(k, size), start, granularity)
+
+
+def _by_granule(old: bytes, new: bytes, start: int, granularity: int) -> Iterator[Difference]:
+    """Compare two clusters' content, a granule at a time or, where that is larger, in one."""
+    unit = min(len(new), granularity)
+    a, b = (np.frombuffer(data, np.uint64).reshape(-1, unit // 8) for data in (old, new))
+    rows = np.flatnonzero(rows_differ(a, b))
+    nonzero = zip(rows_nonzero(a[rows]), rows_nonzero(b[rows]), strict=True)
+    for row, (old_data, new_data) in zip(rows.tolist(), nonzero, strict=True):
+        yield start + row * unit, unit, bool(old_data), bool(new_data)
 
 
 def has_data(data: bytes) -> bool:

@@ -229,4 +229,4 @@ def test_every_public_name_can_be_had() -> None:
     for name in qcowdelta.__all__:
         assert getattr(qcowdelta, name) is not None
     with pytest.raises(AttributeError):
-        _ = qcowdelta.no_such_name  # type: ignore[attr-defined]
+        _ = qcowdelta.no_such_name

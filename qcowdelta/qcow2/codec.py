@@ -23,6 +23,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 _INFLATE_WBITS, _DEFLATE_WBITS = -15, -12
 _ZLIB_LEVEL, _ZLIB_MEM_LEVEL = -1, 9
 _ZSTD_LEVEL = 3
+_ZLIB = CompressionType.ZLIB  # an enum member takes its time to look up
 
 
 _IsalError: Any = isal_zlib.error
@@ -49,7 +50,7 @@ def inflate(codec: CompressionType, payload: Buffer, size: int) -> bytes:
     Raises:
         CodecError: the stream is invalid, cut short, or gives less than ``size`` bytes.
     """
-    if codec is CompressionType.ZLIB:
+    if codec is _ZLIB:
         try:
             data = bytes(isal_zlib.decompressobj(_INFLATE_WBITS).decompress(payload, size))
         except _IsalError:
@@ -72,7 +73,7 @@ def prefix(codec: CompressionType, payload: Buffer, size: int) -> bytes:
         CodecError: the stream is invalid.
     """
     try:
-        if codec is CompressionType.ZLIB:
+        if codec is _ZLIB:
             return zlib.decompressobj(_INFLATE_WBITS).decompress(payload, size)
         with _local.decompressor.stream_reader(
             payload, read_across_frames=False, read_size=len(payload) or 1
@@ -88,7 +89,7 @@ def payload_length(codec: CompressionType, payload: Buffer, size: int) -> int | 
     None where the stream is not one that ends by itself with exactly ``size`` bytes.
     """
     try:
-        if codec is CompressionType.ZLIB:
+        if codec is _ZLIB:
             stream: Any = isal_zlib.decompressobj(_INFLATE_WBITS)
             data = stream.decompress(payload, size + 1)
         else:
@@ -110,7 +111,7 @@ def deflate(codec: CompressionType, cluster: Buffer) -> bytes | None:
     Streams are as QEMU writes them: raw deflate with a 4 KiB window, or one zstd frame that
     states its content size and has no checksum.
     """
-    if codec is CompressionType.ZLIB:
+    if codec is _ZLIB:
         stream = zlib.compressobj(_ZLIB_LEVEL, zlib.DEFLATED, _DEFLATE_WBITS, _ZLIB_MEM_LEVEL)
         payload = stream.compress(cluster) + stream.flush()
     else:
