@@ -148,7 +148,11 @@ class HostFile:
         wanted = min(len(buffer), max(0, self.size - offset))
         done = 0
         while done < wanted:
-            count = os.preadv(self._fd, [buffer[done:wanted]], offset + done)
+            try:
+                count = os.preadv(self._fd, [buffer[done:wanted]], offset + done)
+            except OSError as error:
+                error.filename = self.path
+                raise
             if not count:
                 raise CorruptImageError(
                     "became shorter while it was read", path=self.path, offset=offset + done

@@ -5,7 +5,7 @@ formats/qcow2-profile.md specifies both, and says what each catches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -23,6 +23,7 @@ _HAS_DIGEST = 1
 _HEAD = 2 << 20
 _SAMPLES = 64
 _SAMPLE = 4096
+_ALL = (1 << 64) - 1
 _CONTEXT = b"qcowdelta base fingerprint 1"
 
 
@@ -41,7 +42,7 @@ class BaseIdentity:
 
     Attributes:
         size: its virtual size, bytes.
-        mtime_ns: when its top file was last modified; a hint, since copying changes it.
+        mtime_ns: when the latest of its files was modified; a hint, since copying changes it.
         fingerprint: 32 bytes over its tables and samples of its content.
         digest: 32 bytes over all of its content, or None where that was not asked for.
         data_bytes, zero_bytes: the figures of the delta that was recorded with it.
@@ -67,7 +68,7 @@ class BaseIdentity:
         """
         return cls(
             image.size,
-            image.layers[0].file.mtime_ns,
+            _modified(image),
             fingerprint(image),
             content_digest(image) if digest else None,
         )
@@ -78,7 +79,7 @@ class BaseIdentity:
             {
                 "flags": _HAS_DIGEST if self.digest else 0,
                 "base_size": self.size,
-                "base_mtime_ns": max(0, self.mtime_ns),
+                "base_mtime_ns": self.mtime_ns,
                 "base_fingerprint": self.fingerprint,
                 "base_digest": self.digest or bytes(32),
                 "data_bytes": summary.data_bytes,
@@ -126,12 +127,13 @@ class BaseIdentity:
             return Match.SAME_CONTENT if same else Match.DIFFERENT
         if fingerprint(image) != self.fingerprint:
             return Match.DIFFERENT
-        touched = image.layers[0].file.mtime_ns != self.mtime_ns
+        touched = _modified(image) != self.mtime_ns
         return Match.TOUCHED if touched else Match.SAME_FINGERPRINT
 
-    def without_figures(self) -> BaseIdentity:
-        """Return the identity alone, for comparing two."""
-        return replace(self, data_bytes=0, zero_bytes=0)
+
+def _modified(image: Image) -> int:
+    files = {file for layer in image.layers for file in (layer.file, layer.source.file)}
+    return max(0, *(file.mtime_ns for file in files))
 
 
 def fingerprint(image: Image) -> bytes:
@@ -158,9 +160,11 @@ def fingerprint(image: Image) -> bytes:
 def _hash_tables(state: blake3, layer: Qcow2Layer) -> None:
     """Hash the L2 tables, each behind its guest offset, without the COPIED flags.
 
-    That flag says only whether a snapshot shares the cluster.
+    That flag says only whether a snapshot shares the cluster, except in an image with a data
+    file, where it tells offset 0 from nothing.
     """
     geometry = layer.geometry
+    kept = np.uint64(_ALL if layer.source.file is not layer.file else ~COPIED & _ALL)
     for first, table in layer.map.stretches(geometry.clusters(layer.size)):
-        table[:, 0] &= np.uint64(~COPIED & (1 << 64) - 1)
+        table[:, 0] &= kept
         state.update(geometry.guest_of(first).to_bytes(8, "big") + table.astype(">u8").tobytes())

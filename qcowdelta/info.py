@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import printable
+from .errors import ImageError, printable
 from .hostfile import HostFile
 from .identity import BaseIdentity
 from .qcow2.bitmaps import read_bitmaps
@@ -175,8 +175,12 @@ def _snapshots(file: HostFile, header: Header) -> list[dict[str, Any]]:
 
 
 def _bitmaps(file: HostFile, header: Header) -> list[dict[str, Any]]:
-    if header.extension(ExtensionType.BITMAPS) is None:
-        return []
+    try:
+        bitmaps = read_bitmaps(file, header)
+    except ImageError:
+        if header.has_autoclear(Autoclear.BITMAPS):
+            raise
+        bitmaps = ()  # a writer that knows no bitmaps has let the directory go stale
     return [
         {
             "name": printable(b.name),
@@ -184,5 +188,5 @@ def _bitmaps(file: HostFile, header: Header) -> list[dict[str, Any]]:
             "flags": [str(f.name).lower().replace("_", "-") for f in b.known_flags],
             "usable": b.usable,
         }
-        for b in read_bitmaps(file, header)
+        for b in bitmaps
     ]

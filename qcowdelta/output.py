@@ -80,7 +80,13 @@ class AtomicOutput:
         try:
             if kind is None:
                 self._commit()
+        except OSError as failed:
+            error = failed
+            raise
         finally:
+            # A descriptor has no name to tell, and it is this file that could not be written.
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = self.path
             os.close(self.fd)
             if self._temporary is not None:
                 with contextlib.suppress(FileNotFoundError):

@@ -31,7 +31,8 @@ Compress: TypeAlias = Literal["keep", "none", "zlib", "zstd"]
 _COPY_BATCH = 8 * MIB
 _COMPRESS_BATCH = MIB
 _TASKS_AHEAD = 32
-_CANNOT_COPY_IN_KERNEL = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_STRETCH = 1 << 14  # payloads, well below the highest refcount
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def write_overlay(
 def _codec(target: Readable, compress: Compress) -> CompressionType:
     if compress in ("zlib", "zstd"):
         return CompressionType[compress.upper()]
-    return target.sources[0].codec
+    return target.sources[0].codec if compress == "keep" else CompressionType.ZLIB
 
 
 class _Jobs:
@@ -416,7 +417,11 @@ def _stretches(rows: Extents) -> list[tuple[int, int]]:
     touch = (host[1:] > host[:-1]) & (host[1:] <= stop[:-1])
     touch &= (rows["source"][1:] == rows["source"][:-1]) & (stop[1:] >= stop[:-1])
     first = np.flatnonzero(np.append(True, ~touch)).tolist()
-    return list(zip(first, [*first[1:], rows.size], strict=True))
+    return [
+        (k, min(k + _STRETCH, j))
+        for i, j in zip(first, [*first[1:], rows.size], strict=True)
+        for k in range(i, j, _STRETCH)
+    ]
 
 
 def _exact_length(source: Source, row: np.void) -> int:
@@ -435,9 +440,12 @@ def _encode(
     start = clusters << geometry.cluster_bits
     rows = cut_at(rows, np.concatenate([start, start + size]))
     rows = rows[np.isin(rows["start"] >> geometry.cluster_bits, clusters)]
-    buffer = bytearray(clusters.size * size)  # the disk's last cluster can be short
-    GuestReader(target).read_extents(rows, memoryview(buffer)[: int(rows["length"].sum())])
+    # Rows are what is data: zero sub-clusters, and what lies beyond the disk's end, stay zeros.
+    buffer = bytearray(clusters.size * size)
+    number = np.searchsorted(clusters, rows["start"] >> geometry.cluster_bits)
+    places = number * size + (rows["start"] & (size - 1))
     view = memoryview(buffer)
+    GuestReader(target).read_extents(rows, view, places)
     return [deflate(codec, view[i : i + size]) for i in range(0, len(buffer), size)]
 
 
@@ -479,8 +487,9 @@ def _copy_range(source: Source, begin: int, place: int, length: int, output: Ato
                 file.fileno(), output.fd, length - done, begin + done, place + done
             )
         except OSError as error:
-            if error.errno not in _CANNOT_COPY_IN_KERNEL:
+            if error.errno in _NO_ROOM:
                 raise
+            # Not between these files, or an error of one of them: copying tells which.
             count = _copy_buffer(source, begin + done, place + done, length - done, output)
         if not count:
             raise CorruptImageError(

@@ -210,7 +210,8 @@ def _differences(
         if size <= granularity:
             a, b = old.begin(k, enough), new.begin(k, enough)
             old_data, new_data = has_data(a), has_data(b)
-            if a != b and (old_data or old.zeros) and (new_data or new.zeros):
+            shared = min(len(a), len(b))
+            if a[:shared] != b[:shared] and (old_data or old.zeros) and (new_data or new.zeros):
                 yield start, size, old_data, new_data
                 continue
         yield from _by_granule(old.whole(k, size), new.whole(k, size), start, granularity)

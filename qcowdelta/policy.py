@@ -39,6 +39,8 @@ class OpenPolicy:
         Raises:
             PolicyError: it is not a regular file in an allowed folder.
         """
+        # What counts for permission is where the file really is; what it is opened by is its
+        # name, since names inside of it are relative to the folder of that.
         real = os.path.realpath(path)
         folders = [os.path.dirname(by.path) or ".", *map(os.fspath, self.allow_paths)]
         if not any(_inside(real, os.path.realpath(folder)) for folder in folders):
@@ -48,7 +50,11 @@ class OpenPolicy:
                 path=by.path,
             )
         try:
-            return HostFile.open(real, lock=not self.force_share)
+            file = HostFile.open(path, lock=not self.force_share)
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(real)):
+                file.close()
+                raise PolicyError("was replaced while it was opened", path=path)
+            return file
         except PolicyError as error:
             raise PolicyError(
                 f"names {what} {printable(path)}, which {error.message}", path=by.path

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from .extents import Extents, Kind
+from .extents import Extents, Kind, Offsets
 from .layer import Source
 
 # Compressed clusters whose payloads are no further apart than this are read in one go.
@@ -56,14 +55,20 @@ class GuestReader:
         if inside < len(buffer):
             buffer[inside:] = bytes(len(buffer) - inside)
 
-    def read_extents(self, extents: Extents, buffer: memoryview) -> None:
-        """Fill ``buffer`` with the content of extents, one behind the other.
+    def read_extents(
+        self, extents: Extents, buffer: memoryview, begins: Offsets | None = None
+    ) -> None:
+        """Read the content of extents, which need not be neighbours.
 
-        They need not be neighbours; their lengths must add up to that of the buffer.
+        Args:
+            extents: what to read.
+            buffer: where to.
+            begins: where in the buffer each goes; by default one behind the other.
         """
         array = np.frombuffer(buffer, np.uint8)
-        stops = np.cumsum(extents["length"])
-        begins = stops - extents["length"]
+        if begins is None:
+            begins = np.cumsum(extents["length"]) - extents["length"]
+        stops = begins + extents["length"]
         compressed = extents["kind"] == Kind.COMPRESSED
         for row, begin, stop in zip(
             extents[~compressed], begins[~compressed], stops[~compressed], strict=True
@@ -76,9 +81,7 @@ class GuestReader:
         if compressed.any():
             self._read_compressed(extents[compressed], begins[compressed], buffer)
 
-    def _read_compressed(
-        self, extents: Extents, begins: npt.NDArray[np.int64], buffer: memoryview
-    ) -> None:
+    def _read_compressed(self, extents: Extents, begins: Offsets, buffer: memoryview) -> None:
         for i, j in payload_spans(extents):
             host = int(extents["host"][i])
             length = int(extents["host"][j - 1] + extents["bound"][j - 1]) - host

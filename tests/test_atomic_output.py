@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,10 +98,9 @@ def counted(name, real):
                 print(name, file=file)
         return real(*args, **kwargs)
     return call
-for name in ("pwrite", "pwritev", "copy_file_range", "ftruncate", "truncate", "fallocate",
-             "posix_fallocate", "sendfile", "write", "fsync", "fdatasync", "link", "rename", "replace"):
-    if hasattr(os, name):
-        setattr(os, name, counted(name, getattr(os, name)))
+for name in ("pwrite", "pwritev", "write", "copy_file_range", "sendfile", "ftruncate", "truncate",
+             "posix_fallocate", "fsync", "fdatasync", "link", "rename", "replace"):
+    setattr(os, name, counted(name, getattr(os, name)))
 from qcowdelta.cli import main
 main()
 """
@@ -365,15 +364,24 @@ def no_tmpfile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "open", refuse)
 
 
+def _write(target: Path, force: bool, then: Callable[[], object]) -> None:
+    with AtomicOutput(target, force=force) as out:
+        out.write_at(b"half", 0)
+        then()
+
+
+def _lose() -> None:
+    raise OSError("lost")
+
+
 @pytest.mark.usefixtures("no_tmpfile")
 @pytest.mark.parametrize("force", [False, True])
 def test_named_temporary_file_is_removed_on_failure(force: bool, tmp_path: Path) -> None:
     target = tmp_path / "out"
     if force:
         target.write_bytes(PRECIOUS)
-    with pytest.raises(OSError, match="lost"), AtomicOutput(target, force=force) as out:
-        out.write_at(b"half", 0)
-        raise OSError("lost")
+    with pytest.raises(OSError, match="lost"):
+        _write(target, force, then=_lose)
     assert os.listdir(tmp_path) == (["out"] if force else [])
     assert not force or target.read_bytes() == PRECIOUS
 
@@ -393,8 +401,7 @@ def test_named_temporary_file_becomes_the_output(force: bool, tmp_path: Path) ->
 @pytest.mark.usefixtures("no_tmpfile")
 def test_name_taken_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(OutputError, match="exists"), AtomicOutput(target) as out:
-        out.write_at(b"late", 0)
-        target.write_bytes(PRECIOUS)
+    with pytest.raises(OutputError, match="exists"):
+        _write(target, force=False, then=lambda: target.write_bytes(PRECIOUS))
     assert target.read_bytes() == PRECIOUS
     assert os.listdir(tmp_path) == ["out"]

@@ -118,8 +118,8 @@ def _boot(debian: Debian, image: Path) -> str:
     """What the guest says on its serial line; the image is not written."""
     log = debian.folder / "serial.log"
     argv: list[str | Path] = [
-        qemu.program("qemu-system"), "-accel", "tcg", "-m", "512", "-nodefaults", "-display", "none",
-        "-nic", "none", "-no-reboot", "-serial", f"file:{log}", "-snapshot",
+        qemu.program("qemu-system"), "-accel", "tcg", "-m", "512", "-nodefaults",
+        "-display", "none", "-nic", "none", "-no-reboot", "-serial", f"file:{log}", "-snapshot",
         "-drive", f"file={image},format=qcow2,if=virtio",
         "-kernel", debian.kernel, "-initrd", debian.initrd,
         "-append", "root=/dev/vda rw console=ttyS0 init=/marker-init panic=-1 quiet",

@@ -47,19 +47,22 @@ class Result:
 def run(*words: str | Path, cwd: Path | None = None) -> Result:
     """Run the command line here, with its output going to nothing that is a terminal."""
     out, err = io.StringIO(), io.StringIO()
+    status = 0
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.chdir(cwd or Path.cwd()),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as stop,
     ):
         for name in ("FORCE_COLOR", "QCOWDELTA_TRACEBACK"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "100")
         patch.setattr(sys, "argv", ["qcowdelta", *map(str, words)])
-        main()
-    return Result(int(stop.value.code or 0), out.getvalue(), err.getvalue())
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    return Result(status, out.getvalue(), err.getvalue())
 
 
 def ok(*words: str | Path, cwd: Path | None = None) -> Result:
@@ -272,7 +275,7 @@ def test_cluster_size_is_what_was_asked_for(
 
 
 @pytest.mark.parametrize(
-    "text", ["0", "-1", "", "k", "64x", "65000", "256", "4M", "1.5k", "9" * 99]
+    "text", ["0", "-1", "", "k", "64x", "65000", "256", "4M", "1.5k", "9" * 99, "9" * 5000]
 )
 @pytest.mark.parametrize("command", ["diff", "inspect"])
 def test_other_cluster_sizes_are_refused(
@@ -280,7 +283,9 @@ def test_other_cluster_sizes_are_refused(
 ) -> None:
     out = tmp_path / "out.qcow2"
     words: list[str | Path] = [command, pair.old, pair.new, f"--cluster-size={text}"]
-    refused(*words, *(["-o", out] if command == "diff" else []))
+    if command == "diff":
+        words += ["-o", out]
+    refused(*words)
     assert not out.exists()
 
 
@@ -406,6 +411,22 @@ def test_backing_names_that_cannot_be_are_refused(pair: Pair, tmp_path: Path) ->
     refused(*words, "--backing-name", "old.qcow2", "--relative")
     refused(*words, "--cluster-size", "512", "--backing-name", "x" * 500)
     assert not (tmp_path / "out.qcow2").exists()
+
+
+def test_a_backing_name_counts_from_the_link_that_named_its_image(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """As in QEMU: top -> link -> sub/mid, whose base is looked for beside the link."""
+    folder = tmp_path / "chain"
+    (folder / "sub").mkdir(parents=True)
+    for name, value in (("base.raw", 1), ("sub/base.raw", 2)):
+        (folder / name).write_bytes(bytes([value]) * SIZE)
+    qemu.create(folder / "sub" / "mid.qcow2", None, backing="base.raw", backing_fmt="raw")
+    (folder / "link.qcow2").symlink_to("sub/mid.qcow2")
+    top = folder / "top.qcow2"
+    qemu.create(top, None, backing="link.qcow2", backing_fmt="qcow2")
+    ok("diff", pair.old, top, "-o", tmp_path / "out.qcow2")
+    judge(tmp_path / "out.qcow2", top)
 
 
 # Snapshots
@@ -634,6 +655,53 @@ def test_check_finds_corruption(pair: Pair) -> None:
         file.write(bytes(2))
     assert run("check", pair.old).status == 1
     assert run("check", pair.old, "--json").json["good"] is False
+
+
+def test_check_finds_what_qemu_finds_in_table_entries(pair: Pair) -> None:
+    """A byte is changed in an L1 entry or L2 entry, and changed back."""
+    l1 = int.from_bytes(pair.old.read_bytes()[40:48], "big")
+    l2 = int.from_bytes(pair.old.read_bytes()[l1 : l1 + 8], "big") & 0x00FF_FFFF_FFFF_FE00
+    changes = {
+        "L1 entry without COPIED": (l1, 0x80),
+        "L2 entry without COPIED": (l2, 0x80),
+        "L2 entry with reserved bit 60": (l2, 0x10),
+        "L2 entry with reserved bit 1": (l2 + 7, 0x02),
+        "unaligned L2 entry": (l2 + 6, 0x02),
+    }
+    missed = []
+    for what, (offset, bits) in changes.items():
+        flip(pair.old, offset, bits)
+        assert qemu.check(pair.old)["corruptions"], what
+        if run("check", pair.old).status == 0:
+            missed.append(what)
+        flip(pair.old, offset, bits)
+    assert run("check", pair.old).status == 0
+    assert not missed
+
+
+def flip(path: Path, offset: int, bits: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ bits]))
+
+
+def test_info_does_not_need_bitmaps_that_are_stale(tmp_path: Path) -> None:
+    """With autoclear bit 0 clear, the directory may be anything by now."""
+    image = tmp_path / "image.qcow2"
+    qemu.create(image, SIZE)
+    qemu.run([qemu.program("qemu-img"), "bitmap", "--add", str(image), "b0"])
+    data = image.read_bytes()
+    extension = data.index(bytes.fromhex("23852875"))
+    directory = int.from_bytes(data[extension + 24 : extension + 32], "big")
+    with image.open("r+b") as file:
+        file.seek(88)
+        file.write(bytes(8))
+        file.seek(directory)
+        file.write(b"\xff" * 32)
+    ok("info", image, "--json")
+    ok("info", image)
 
 
 # Errors

@@ -16,7 +16,9 @@ from typing import Any
 import construct
 import pytest
 import yaml
+from blake3 import blake3
 
+from qcowdelta.hashtree import content_digest
 from qcowdelta.hostfile import HostFile
 from qcowdelta.identity import BaseIdentity
 from qcowdelta.image import open_image
@@ -199,6 +201,7 @@ def test_the_profiles_table_of_the_delta_extension_is_the_declaration() -> None:
         position += size
     assert [(int(first), int(last), name) for first, last, name in rows] == expected
     assert position == layout.DeltaExtension.sizeof()
+    assert f"{position} bytes." in section
 
 
 def test_the_profiles_fingerprint_can_be_made_from_its_text_alone(tmp_path: Path) -> None:
@@ -209,8 +212,6 @@ def test_the_profiles_fingerprint_can_be_made_from_its_text_alone(tmp_path: Path
 
 
 def fingerprint_by_the_text(image: Any) -> bytes:
-    from blake3 import blake3
-
     parts = [b"qcowdelta base fingerprint 1", image.size.to_bytes(8, "big")]
     for layer in image.layers:
         parts += [layer.format.encode().ljust(8, b"\0"), layer.size.to_bytes(8, "big")]
@@ -224,6 +225,28 @@ def fingerprint_by_the_text(image: Any) -> bytes:
             parts.append(read(i * step // 4096 * 4096, 4096))  # the text: A rounded down
     digest: bytes = blake3(b"".join(parts)).digest()
     return digest
+
+
+@pytest.mark.parametrize("size", [0, 512, 1 << 20, (3 << 20) + 512, 256 << 20, (257 << 20) + 512])
+def test_the_profiles_digest_can_be_made_from_its_text_alone(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as file:
+        file.truncate(size)
+        for offset in range(0, size, 37 << 20):
+            file.seek(offset)
+            file.write(b"data")
+    with open_image(path) as image:
+        assert content_digest(image) == digest_by_the_text(path.read_bytes())
+
+
+def digest_by_the_text(content: bytes) -> bytes:
+    leaf = 1 << 20
+    level = [blake3(content[i : i + leaf]).digest() for i in range(0, len(content), leaf)]
+    while True:
+        groups = [level[i : i + 256] for i in range(0, len(level), 256)] or [[]]
+        level = [blake3(b"".join(group)).digest() for group in groups]
+        if len(level) == 1:
+            return bytes(blake3(len(content).to_bytes(8, "big") + level[0]).digest())
 
 
 def table_stretches(layer: Any) -> list[bytes]:

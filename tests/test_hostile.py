@@ -9,7 +9,7 @@ import random
 import re
 import struct
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,11 +109,11 @@ def _assert_check_finds(case: Case, path: Path) -> None:
     """`check` either cannot walk the tables and says so, or reports what it found in words."""
     try:
         report = check_overlay(path).structure
+        assert not report.clean
+        said = "\n".join(report.messages)
     except case.error as error:
-        assert re.search(case.says, str(error))
-        return
-    assert not report.clean
-    assert re.search(case.says, "\n".join(report.messages))
+        said = str(error)
+    assert re.search(case.says, said)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -125,15 +125,15 @@ def test_command_refuses_in_one_line_within_the_limits(case: Case, tmp_path: Pat
     match case.at:
         case "check":
             done = hostile.cli("check", path)
-            allowed = (1, 2)
+            allowed = {1, 2}
         case "info":
             done = hostile.cli("info", path)
-            allowed = (2,)
+            allowed = {2}
         case _:
             done = hostile.cli(
                 "diff", old, path, "--new-format", "qcow2", "-o", tmp_path / "out.qcow2"
             )
-            allowed = (2,)
+            allowed = {2}
     assert done.status in allowed, done
     if done.status == 2:
         assert_one_line(done)
@@ -280,7 +280,7 @@ def test_backing_elsewhere_is_opened_when_allowed(tmp_path: Path) -> None:
     path = hostile.plain(
         backing=b"../outer/base.raw", extensions=[(hostile.BACKING_FORMAT, b"raw")]
     ).write(inner / "x.qcow2")
-    with pytest.raises(PolicyError, match="--allow-path .*outer"):
+    with pytest.raises(PolicyError, match=r"--allow-path .*outer"):
         open_image(path)
     with open_image(path, policy=OpenPolicy(allow_paths=(outer,))) as image:
         assert image.reader().read(0, 4) == b"\x11" * 4
@@ -391,7 +391,7 @@ _WORDS = (0, 1, 0x200, 1 << 16, 0xFFFF_FFFF, 1 << 62, 1 << 63, (1 << 63) - 1, (1
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_random_damage_is_refused_or_read_right(seed: int, tmp_path: Path) -> None:
-    """Whatever bytes are hit, only errors of our own; and where there is an overlay, it is right."""
+    """Whatever bytes are hit, only errors of our own; and an overlay that is made is right."""
     chance = random.Random(seed)
     names = [each.name for each in fixtures.all_fixtures() if each.format == "qcow2"]
     for number in range(CASES_EACH):
@@ -446,10 +446,8 @@ def _damage(path: Path, chance: random.Random) -> list[tuple[int, str]]:
 
 def _use_everything(old: Path, new: Path, output: Path, name: str) -> None:
     for use in (_info, check_overlay):
-        try:
+        with suppress(*MAY_FAIL):
             use(new)
-        except MAY_FAIL:
-            pass
     try:
         with open_image(old, format="qcow2") as a, open_image(new, format="qcow2") as b:
             if b.size > 64 * MIB:

@@ -72,7 +72,7 @@ def test_image_held_by_a_writer_is_refused(fmt: str, tmp_path: Path) -> None:
     path = tmp_path / f"image.{fmt}"
     qemu.create(path, MIB, fmt=fmt)
     with writer(path, fmt):
-        with pytest.raises(ImageLockedError, match="in use.*--force-share"):
+        with pytest.raises(ImageLockedError, match=r"in use.*--force-share"):
             open_image(path)
         other = tmp_path / "other.raw"
         other.write_bytes(bytes(MIB))
@@ -129,7 +129,7 @@ def test_data_file_is_locked_while_it_is_read(tmp_path: Path) -> None:
 
 def test_writer_on_a_backing_file_is_noticed(chain: Path) -> None:
     base = chain.with_name("base.qcow2")
-    with writer(base), pytest.raises(ImageLockedError, match="base.qcow2"):
+    with writer(base), pytest.raises(ImageLockedError, match=r"base\.qcow2"):
         open_image(chain)
 
 
@@ -154,7 +154,7 @@ def test_two_readers_do_not_exclude_each_other(chain: Path) -> None:
 
 def test_lock_ends_when_opening_fails(chain: Path) -> None:
     chain.with_name("base.qcow2").rename(chain.with_name("gone.qcow2"))
-    with pytest.raises(Exception, match="base.qcow2"):
+    with pytest.raises(Exception, match=r"base\.qcow2"):
         open_image(chain)
     chain.with_name("gone.qcow2").rename(chain.with_name("base.qcow2"))
     assert _try_to_write(chain) == ""

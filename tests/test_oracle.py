@@ -105,7 +105,9 @@ def assert_inspection(old: Image, new: Image, unit: int, contents: tuple[bytes, 
 
 
 @pytest.mark.parametrize("relation", images.RELATIONS)
-def test_overlay_of_a_random_pair_reads_as_new_and_stores_only_what_differs(relation: str) -> None:
+def test_overlay_of_a_random_pair_reads_as_new_and_stores_only_what_differs(
+    relation: images.Relation,
+) -> None:
     qemu.require("qemu-img", "qemu-io")
 
     @given(images.pair_specs(relations=(relation,)), shapes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,39 +48,63 @@ def diff(old: Path, new: Path, output: Path, **options: Any) -> None:
     if options["relative"] and options["backing_name"]:
         raise OptionError("--relative and --backing-name exclude each other")
     begun = time.monotonic()
-    first, second = opt.open_pair(old, new, options)
-    with first, second:
+    with contextlib.ExitStack() as stack:
+        first, second = opt.open_pair(old, new, options)
+        stack.enter_context(first)
+        stack.enter_context(second)
         if same_file(first, output) or same_file(second, output):
             raise OutputError(f"{printable(output)}: is one of the inputs: not overwritten")
-        how = _overlay_options(first, output, options)
-        report, stats = _write(first, second, output, how, options)
+        base = _base(stack, first, output, options)
+        how = _overlay_options(first, base, output, options)
+        report, stats = _write(first, second, base, output, how, options)
     figures = _figures(first, second, output, how, report, stats, time.monotonic() - begun)
     _show(figures, options)
 
 
-def _overlay_options(old: Image, output: Path, options: dict[str, Any]) -> OverlayOptions:
+def _base(stack: contextlib.ExitStack, old: Image, output: Path, options: dict[str, Any]) -> Image:
+    """Return the image that will be the backing file: OLD, or a file with its content."""
+    from ..base import open_named_base
     from ..errors import OptionError
+
+    given, snapshot = options["backing_name"], options["old_snapshot"]
+    if given is None:
+        if snapshot is not None:
+            raise OptionError(
+                "an overlay cannot have an internal snapshot as its backing file; give a file "
+                "with the snapshot's content as --backing-name (qemu-img convert -l makes one)"
+            )
+        return old
+    how = opt.policy(options["allow_path"], options["force_share"])
+    base = open_named_base(old, given, output, policy=how, required=snapshot is not None)
+    return old if base is None else stack.enter_context(base)
+
+
+def _overlay_options(
+    old: Image, base: Image, output: Path, options: dict[str, Any]
+) -> OverlayOptions:
     from ..naming import backing_name
     from ..overlay import OverlayOptions
     from ..qcow2.writer import Backing
 
-    given = options["backing_name"]
-    if options["old_snapshot"] is not None and given is None:
-        raise OptionError(
-            "an overlay cannot have an internal snapshot as its backing file; give a file with "
-            "the snapshot's content as --backing-name (qemu-img convert -l makes one)"
-        )
-    name = backing_name(old.path, output, given=given, relative=options["relative"])
+    size = options["cluster_size"]
+    name = backing_name(
+        old.path, output, given=options["backing_name"], relative=options["relative"]
+    )
     return OverlayOptions(
-        Backing(name, old.format),
-        cluster_size=options["cluster_size"] or old.cluster_size or 64 << 10,
+        Backing(name, base.format),
+        cluster_size=size if size is not None else old.cluster_size or 64 << 10,
         subclusters=options["subclusters"],
         compress=options["compress"] or "keep",
     )
 
 
 def _write(
-    old: Image, new: Image, output: Path, how: OverlayOptions, options: dict[str, Any]
+    old: Image,
+    new: Image,
+    base: Image,
+    output: Path,
+    how: OverlayOptions,
+    options: dict[str, Any],
 ) -> tuple[OverlayReport, DeltaStats]:
     from ..diff import ImageDelta
     from ..identity import BaseIdentity
@@ -90,7 +115,7 @@ def _write(
     wanted = opt.wants_progress(options["progress"], options["quiet"])
     delta = ImageDelta(old, new, granularity=how.geometry.unit)
     with AtomicOutput(output, force=options["force"]) as out:
-        identity = BaseIdentity.of(old, digest=options["digest"])
+        identity = BaseIdentity.of(base, digest=options["digest"])
         with progress(wanted, "Comparing") as show:
             report = write_overlay(delta, out, how, identity, show)
     return report, delta.stats

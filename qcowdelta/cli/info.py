@@ -9,6 +9,8 @@ import rich_click as click
 
 from . import options as opt
 
+_SHOWN = 100
+
 
 @click.command()
 @click.argument("file", type=opt.FILE)
@@ -117,7 +119,9 @@ def _list(name: str, rows: list[dict[str, Any]]) -> Any:
     table = Table(title=name.capitalize(), title_justify="left", box=None, pad_edge=False)
     for column in rows[0]:
         table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
+    if len(rows) > _SHOWN:
+        table.caption = f"and {len(rows) - _SHOWN} more, which --json lists"
+    for row in rows[:_SHOWN]:
         table.add_row(*(escape(_text(value)) for value in row.values()))
     return table
 

@@ -68,6 +68,8 @@ def _open(
         for image in pair:
             stack.enter_context(image)
         return pair
+    if options["new_format"] or options["new_snapshot"]:
+        raise OptionError("--new-format and --new-snapshot need a second image, NEW")
     how = opt.policy(options["allow_path"], options["force_share"])
     image = stack.enter_context(
         open_image(old, format=options["old_format"], snapshot=options["old_snapshot"], policy=how)
@@ -79,7 +81,7 @@ def _open(
 
 def _granularity(old: Image, new: Image, options: dict[str, Any]) -> int:
     given = options["cluster_size"]
-    return int(given or old.cluster_size or new.cluster_size or 64 << 10)
+    return int(old.cluster_size or new.cluster_size or 64 << 10) if given is None else int(given)
 
 
 def _print_json(found: Inspection, extents: list[Extent]) -> None:

@@ -33,7 +33,7 @@ class Size(click.ParamType[int]):
             return value
         text = str(value).lower().removesuffix("b").removesuffix("i")
         digits = text.rstrip("kmg")
-        if not digits.isdecimal() or text[len(digits) :] not in _UNITS:
+        if not digits.isdecimal() or len(digits) > 18 or text[len(digits) :] not in _UNITS:
             self.fail(f"{value!r} is not a size like 65536, 64k or 2M", param, ctx)
         return int(digits) * _UNITS[text[len(digits) :]]
 

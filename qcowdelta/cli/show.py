@@ -53,14 +53,15 @@ def progress(wanted: bool, title: str) -> Iterator[Progress | None]:
         TransferSpeedColumn,
     )
 
+    err = Console(stderr=True)
     bar = Progress(
         "{task.description}",
         BarColumn(bar_width=None),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
-        transient=True,
+        console=err,
+        transient=err.is_terminal,
         expand=True,
     )
     with bar:

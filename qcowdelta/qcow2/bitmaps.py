@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntFlag
 
-from ..errors import FormatError
+from ..errors import CorruptImageError, FormatError
 from ..hostfile import HostFile
+from ..units import MIB
 from . import layout
 from .header import Header, read_bitmaps_info
 from .layout import Autoclear
 
 MAX_NAME = 1023
-MAX_TABLE_ENTRIES = 0x800_0000
+MAX_BITS = 512 * MIB
 MIN_GRANULARITY_BITS, MAX_GRANULARITY_BITS = 9, 31
 _DIRTY_TRACKING = 1
 _FIXED = 24
@@ -58,12 +59,19 @@ def read_bitmaps(file: HostFile, header: Header) -> tuple[Bitmap, ...]:
     info = read_bitmaps_info(header, file.path)
     if info is None:
         return ()
+    if info.directory_offset + info.directory_size > file.size:
+        raise CorruptImageError(
+            "bitmap directory lies beyond the end of the file",
+            path=file.path,
+            offset=info.directory_offset,
+            field="bitmaps",
+        )
     data = file.read(info.directory_offset, info.directory_size)
-    current = header.has_autoclear(Autoclear.BITMAPS)
     found, position = [], 0
     for index in range(info.count):
         offset = info.directory_offset + position
-        bitmap, length = _read_one(file, data[position:], offset, f"bitmap {index}", current)
+        entry = data[position : position + _FIXED + MAX_NAME]
+        bitmap, length = _read_one(file, header, entry, offset, f"bitmap {index}")
         found.append(bitmap)
         position += length
     if position != len(data):
@@ -77,33 +85,42 @@ def read_bitmaps(file: HostFile, header: Header) -> tuple[Bitmap, ...]:
 
 
 def _read_one(
-    file: HostFile, data: bytes, offset: int, name: str, current: bool
+    file: HostFile, header: Header, data: bytes, offset: int, name: str
 ) -> tuple[Bitmap, int]:
+    cluster_size = header.geometry.cluster_size
     fixed = layout.parse(
-        layout.BitmapHeader, data[:_FIXED], path=file.path, offset=offset, name=name
+        layout.compiled(layout.BitmapHeader),
+        data[:_FIXED],
+        path=file.path,
+        offset=offset,
+        name=name,
     )
-    begin = _FIXED + fixed.extra_data_size
-    stop = begin + fixed.name_size
+    stop = _FIXED + fixed.name_size
     limits = (
+        not fixed.extra_data_size,
+        not fixed.flags & ~sum(BitmapFlags),
+        fixed.type == _DIRTY_TRACKING,
+        cluster_size <= fixed.table_offset <= file.size - fixed.table_size * 8,
+        not fixed.table_offset % cluster_size,
+        0 < fixed.table_size * cluster_size <= MAX_BITS,
         fixed.name_size <= MAX_NAME,
-        fixed.table_size <= MAX_TABLE_ENTRIES,
         MIN_GRANULARITY_BITS <= fixed.granularity_bits <= MAX_GRANULARITY_BITS,
         stop <= len(data),
     )
     if not all(limits):
         raise FormatError(
-            "its name, table or granularity is beyond the limits",
+            "its name, table, granularity, flags, type or extra data is beyond the limits",
             path=file.path,
             offset=offset,
             field=name,
         )
     bitmap = Bitmap(
-        name=data[begin:stop],
+        name=data[_FIXED:stop],
         granularity=1 << fixed.granularity_bits,
         flags=fixed.flags,
         type=fixed.type,
         table_offset=fixed.table_offset,
         table_size=fixed.table_size,
-        usable=current and not fixed.flags & BitmapFlags.IN_USE and fixed.type == _DIRTY_TRACKING,
+        usable=header.has_autoclear(Autoclear.BITMAPS) and not fixed.flags & BitmapFlags.IN_USE,
     )
     return bitmap, stop + -stop % 8

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import CorruptImageError
 from ..extents import Offsets
 from ..hostfile import HostFile
 from ..units import ceil_div
 from . import layout
-from .bitmaps import read_bitmaps
+from .bitmaps import Bitmap, read_bitmaps
 from .geometry import (
     COMPRESSED,
     COPIED,
@@ -33,6 +34,7 @@ from .tables import ClusterMap, read_l1, read_words
 MESSAGES = 20
 _WINDOW = 1 << 24
 _SHOWN_EACH = 3
+_ENTRIES_AT_ONCE = 1 << 16
 
 
 @dataclass
@@ -79,14 +81,12 @@ def check_refcounts(file: HostFile, header: Header) -> CheckReport:
 
 
 @dataclass(frozen=True)
-class _Map:
-    """One L1 table: the active one, or a snapshot's."""
+class _State:
+    """One L1 table: the active one, or a snapshot's. The size is in entries."""
 
     name: str
     offset: int
     size: int
-    active: bool
-    map: ClusterMap
 
 
 class _Check:
@@ -96,8 +96,9 @@ class _Check:
         self._report = CheckReport()
         self._clusters = self._geometry.clusters(file.size)
         self._table = self._refcount_table()
-        self._maps = list(self._read_maps())
-        self._fixed = np.array(list(self._metadata()), np.int64).reshape(-1, 2)
+        self._states = self._read_states()
+        self._bitmaps = self._read_bitmaps()
+        self._fixed = self._inside(self._metadata())
 
     def run(self) -> CheckReport:
         for window in self._windows():
@@ -112,48 +113,65 @@ class _Check:
         bad = (words & np.uint64(REFTABLE_RESERVED)) != 0
         bad |= (words & np.uint64(self._geometry.cluster_size - 1)) != 0
         bad |= words > np.uint64(max(0, self._file.size - self._geometry.cluster_size))
+        first = np.unique(words, return_index=True)[1]
+        bad |= ~np.isin(np.arange(words.size), first)  # one block cannot count two ranges
         bad &= words != 0
         if bad.any():
             index = int(np.argmax(bad))
             self._report.corrupt(
-                f"refcount table entry {index}: block at {int(words[index]):#x} is unaligned or "
-                "beyond the end of the file",
+                f"refcount table entry {index}: block at {int(words[index]):#x} is unaligned, "
+                "beyond the end of the file, or used twice",
                 int(bad.sum()),
             )
             offsets[bad] = 0
         return offsets
 
-    def _read_maps(self) -> Iterator[_Map]:
+    def _read_states(self) -> list[_State]:
         header = self._header
-        states = [("active", header.l1_table_offset, header.l1_size, True)]
-        states += [
-            (f"snapshot {i}", s.l1_table_offset, s.l1_size, False)
-            for i, s in enumerate(read_snapshots(self._file, header))
-        ]
-        for name, offset, size, active in states:
-            l1 = read_l1(self._file, self._geometry, offset, size)
-            # The data file's length is not looked at: only this file's clusters are counted.
-            yield _Map(
-                name,
-                offset,
-                size,
-                active,
-                ClusterMap(self._file, self._file, self._geometry, header.version, l1),
-            )
+        states = [_State("active", header.l1_table_offset, header.l1_size)]
+        self._snapshots = read_snapshots(self._file, header)
+        for number, snapshot in enumerate(self._snapshots):
+            name = f"snapshot {number}"
+            states.append(_State(name, snapshot.l1_table_offset, snapshot.l1_size))
+        return states
 
-    def _metadata(self) -> Iterator[tuple[int, int]]:
-        """Yield (offset, length) of everything but L2 tables and data."""
+    def _map(self, state: _State) -> ClusterMap:
+        """Read one L1 table. They are read anew for each use: there can be many snapshots."""
+        l1 = read_l1(self._file, self._geometry, state.offset, state.size)
+        # The data file's length is not looked at: only this file's clusters are counted.
+        return ClusterMap(self._file, self._file, self._geometry, self._header.version, l1)
+
+    def _read_bitmaps(self) -> tuple[Bitmap, ...]:
+        if not self._header.has_autoclear(Autoclear.BITMAPS):
+            return ()
+        return read_bitmaps(self._file, self._header)
+
+    def _inside(self, ranges: Iterator[tuple[str, int, int]]) -> Offsets:
+        """Return (offset, length) of what lies inside the file; the rest is corrupt."""
+        kept = []
+        for name, offset, length in ranges:
+            if offset + length > self._clusters << self._geometry.cluster_bits:
+                self._report.corrupt(f"{name} at {offset:#x} lies beyond the end of the file")
+            elif length:
+                kept.append((offset, length))
+        return np.array(kept, np.int64).reshape(-1, 2)
+
+    def _metadata(self) -> Iterator[tuple[str, int, int]]:
+        """Yield name, offset and length of everything but L2 tables and what they map."""
         header, size = self._header, self._geometry.cluster_size
-        yield 0, size
-        yield header.refcount_table_offset, header.refcount_table_clusters * size
-        for offset in self._table[self._table != 0].tolist():
-            yield offset, size
-        for one in self._maps:
-            yield one.offset, one.size * 8
-        if header.nb_snapshots:
-            length = sum(s.entry_size for s in read_snapshots(self._file, header))
-            yield header.snapshots_offset, length
-        yield from self._bitmap_clusters()
+        yield "header", 0, size
+        refcounts = header.refcount_table_clusters * size
+        yield "refcount table", header.refcount_table_offset, refcounts
+        for state in self._states:
+            yield f"L1 table ({state.name})", state.offset, state.size * 8
+        if self._snapshots:
+            length = sum(snapshot.entry_size for snapshot in self._snapshots)
+            yield "snapshot table", header.snapshots_offset, length
+        info = read_bitmaps_info(header, self._file.path) if self._bitmaps else None
+        if info is not None:
+            yield "bitmap directory", info.directory_offset, info.directory_size
+        for number, bitmap in enumerate(self._bitmaps):
+            yield f"bitmap {number}", bitmap.table_offset, bitmap.table_size * 8
         luks = header.extension(ExtensionType.FULL_DISK_ENCRYPTION)
         if luks is not None:
             fields = layout.parse(
@@ -163,22 +181,20 @@ class _Check:
                 offset=luks.offset,
                 name="encryption header",
             )
-            yield fields.offset, fields.length
+            yield "encryption header", fields.offset, fields.length
 
-    def _bitmap_clusters(self) -> Iterator[tuple[int, int]]:
-        header, size = self._header, self._geometry.cluster_size
-        if not header.has_autoclear(Autoclear.BITMAPS):
-            return
-        info = read_bitmaps_info(header, self._file.path)
-        if info is None:
-            return
-        yield info.directory_offset, info.directory_size
-        for bitmap in read_bitmaps(self._file, header):
-            yield bitmap.table_offset, bitmap.table_size * 8
-            words = read_words(self._file, bitmap.table_offset, bitmap.table_size, "bitmap table")
-            offsets = words & np.uint64(OFFSET_MASK)
-            for offset in offsets[offsets != 0].tolist():
-                yield offset, size
+    def _bitmap_clusters(self) -> Iterator[Offsets]:
+        """Yield the host clusters of bitmaps' data, a part of a table at a time."""
+        for bitmap in self._bitmaps:
+            for begin in range(0, bitmap.table_size, _ENTRIES_AT_ONCE):
+                words = read_words(
+                    self._file,
+                    bitmap.table_offset + begin * 8,
+                    min(_ENTRIES_AT_ONCE, bitmap.table_size - begin),
+                    "bitmap table",
+                )
+                offsets = (words & np.uint64(OFFSET_MASK)).astype(np.int64)
+                yield offsets[offsets != 0] >> self._geometry.cluster_bits
 
     def _windows(self) -> list[int]:
         """Return where windows of host clusters begin, leaving out those nothing refers to."""
@@ -196,17 +212,20 @@ class _Check:
     def _references(self) -> Iterator[Offsets]:
         """Yield [first, last] host clusters of every reference, in arrays of shape (n, 2)."""
         bits = self._geometry.cluster_bits
-        some = self._fixed[self._fixed[:, 1] > 0]
-        yield np.stack([some[:, 0] >> bits, (some[:, 0] + some[:, 1] - 1) >> bits], axis=1)
-        for one in self._maps:
-            tables = one.map.l1[one.map.l1 != 0] >> bits
-            yield np.stack([tables, tables], axis=1)
-            for _, entries in self._entries(one):
+        first, length = self._fixed[:, 0], self._fixed[:, 1]
+        yield np.stack([first >> bits, (first + length - 1) >> bits], axis=1)
+        yield _single(self._table[self._table != 0] >> bits)
+        for clusters in self._bitmap_clusters():
+            yield _single(clusters)
+        for state in self._states:
+            one = self._map(state)
+            yield _single(one.l1[one.l1 != 0] >> bits)
+            for _, entries in self._entries(state, one):
                 yield self._of_entries(entries[:, 0])
 
-    def _entries(self, one: _Map) -> Iterator[tuple[int, Entries]]:
+    def _entries(self, state: _State, one: ClusterMap) -> Iterator[tuple[int, Entries]]:
         """Yield the first guest cluster and L2 entries of each mapped stretch, VM state too."""
-        return one.map.stretches(one.size * self._geometry.l2_entries)
+        return one.stretches(state.size * self._geometry.l2_entries)
 
     def _of_entries(self, words: Entries) -> Offsets:
         geometry = self._geometry
@@ -217,8 +236,7 @@ class _Check:
         rows = [np.stack([begin, stop], axis=1) >> geometry.cluster_bits]
         if not self._header.has(Incompatible.EXTERNAL_DATA_FILE):
             plain = (words[~compressed] & np.uint64(OFFSET_MASK)).astype(np.int64)
-            plain = plain[plain != 0] >> geometry.cluster_bits
-            rows.append(np.stack([plain, plain], axis=1))
+            rows.append(_single(plain[plain != 0] >> geometry.cluster_bits))
         return np.concatenate(rows)
 
     def _check_window(self, first: int, stop: int) -> None:
@@ -232,8 +250,7 @@ class _Check:
             self._report.corrupt(f"{outside} references beyond the end of the file", outside)
         stored = self._stored(first, stop)
         self._compare(counted, stored, first)
-        if first == 0 or self._clusters > _WINDOW:
-            self._check_copied(stored, first)
+        self._check_copied(stored, first)
 
     def _compare(
         self, counted: npt.NDArray[np.int32], stored: npt.NDArray[np.uint64], first: int
@@ -272,24 +289,49 @@ class _Check:
 
     def _check_copied(self, stored: npt.NDArray[np.uint64], first: int) -> None:
         """Check that COPIED is set exactly where the refcount is 1, in the active tables."""
-        for one in self._maps:
-            if not one.active or self._header.has(Incompatible.EXTERNAL_DATA_FILE):
-                continue
-            for guest, entries in self._entries(one):
-                words = entries[:, 0]
-                plain = (words & np.uint64(COMPRESSED)) == 0
-                host = (words & np.uint64(OFFSET_MASK)).astype(np.int64)
-                cluster = (host >> self._geometry.cluster_bits) - first
-                inside = plain & (host != 0) & (cluster >= 0) & (cluster < stored.size)
-                flagged = (words[inside] & np.uint64(COPIED)) != 0
-                wrong = flagged != (stored[cluster[inside]] == 1)
-                if wrong.any():
-                    at = guest + int(np.flatnonzero(inside)[np.argmax(wrong)])
-                    self._report.corrupt(
-                        "COPIED flag disagrees with the refcount at guest offset "
-                        f"{self._geometry.guest_of(at):#x}",
-                        int(wrong.sum()),
-                    )
+        state = self._states[0]
+        one = self._map(state)
+        l1 = read_words(self._file, state.offset, state.size, "L1 table")
+        self._compare_copied(l1, stored, first, "L1 entry", 1)
+        external = self._header.has(Incompatible.EXTERNAL_DATA_FILE)
+        for guest, entries in self._entries(state, one):
+            if not first:
+                self._validate(one, entries, guest)
+            if not external:
+                where = self._geometry.cluster_size
+                self._compare_copied(entries[:, 0], stored, first, "guest offset", where, guest)
+
+    def _validate(self, one: ClusterMap, entries: Entries, first: int) -> None:
+        try:
+            one.validate(entries, first)
+        except CorruptImageError as error:
+            self._report.corrupt(str(error))
+
+    def _compare_copied(
+        self,
+        words: Entries,
+        stored: npt.NDArray[np.uint64],
+        first: int,
+        what: str,
+        unit: int,
+        begin: int = 0,
+    ) -> None:
+        plain = (words & np.uint64(COMPRESSED)) == 0
+        host = (words & np.uint64(OFFSET_MASK)).astype(np.int64)
+        cluster = (host >> self._geometry.cluster_bits) - first
+        inside = np.flatnonzero(plain & (host != 0) & (cluster >= 0) & (cluster < stored.size))
+        flagged = (words[inside] & np.uint64(COPIED)) != 0
+        wrong = inside[flagged != (stored[cluster[inside]] == 1)]
+        if wrong.size:
+            self._report.corrupt(
+                f"COPIED flag disagrees with the refcount at {what} "
+                f"{(begin + int(wrong[0])) * unit:#x}",
+                wrong.size,
+            )
+
+
+def _single(clusters: Offsets) -> Offsets:
+    return np.stack([clusters, clusters], axis=1)
 
 
 def _spanned(first: int, count: int) -> range:
@@ -302,7 +344,8 @@ def _count(counted: npt.NDArray[np.int32], touched: Offsets, first: int) -> None
     high = np.clip(touched[:, 1] + 1 - first, 0, counted.size)
     one = high - low == 1
     np.add.at(counted, low[one], 1)
-    for i, j in zip(low[~one].tolist(), high[~one].tolist(), strict=True):
+    more = high - low > 1
+    for i, j in zip(low[more].tolist(), high[more].tolist(), strict=True):
         counted[i:j] += 1
 
 

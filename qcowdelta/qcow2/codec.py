@@ -48,22 +48,59 @@ def inflate(codec: CompressionType, payload: Buffer, size: int) -> bytes:
     """Return the ``size`` bytes of a cluster.
 
     Raises:
-        CodecError: the stream is invalid, cut short, or gives less than ``size`` bytes.
+        CodecError: the stream is invalid, cut short, or gives less than ``size`` bytes; or, with
+            zstd, a frame that gives more.
     """
-    if codec is _ZLIB:
-        try:
-            data = bytes(isal_zlib.decompressobj(_INFLATE_WBITS).decompress(payload, size))
-        except _IsalError:
-            data = b""
-        # isal is the faster one, zlib the one that QEMU uses: where they differ, zlib decides.
-        return data if len(data) == size else _whole(prefix(codec, payload, size), size)
-    return _whole(prefix(codec, payload, size), size)
+    if codec is not _ZLIB:
+        return _inflate_zstd(payload, size)
+    try:
+        data = bytes(isal_zlib.decompressobj(_INFLATE_WBITS).decompress(payload, size))
+    except _IsalError:
+        data = b""
+    # isal is the faster one, zlib the one that QEMU uses: where they differ, zlib decides.
+    return data if len(data) == size else _whole(prefix(codec, payload, size), size)
 
 
 def _whole(data: bytes, size: int) -> bytes:
-    if len(data) < size:
+    if len(data) != size:
         raise CodecError(f"gives {len(data)} of {size} bytes")
     return data
+
+
+def _inflate_zstd(payload: Buffer, size: int) -> bytes:
+    """Decode frames until there is a cluster, which must be where the last of them ends."""
+    data = b""
+    while len(data) < size:
+        left = size - len(data)
+        try:
+            if zstandard.frame_content_size(payload) < 0:  # not stated: it must be all there is
+                return data + _whole(_zstd_reader(payload).read(left + 1), left)
+            frame, payload = _zstd_frame(payload, left)
+        except zstandard.ZstdError as error:
+            raise CodecError(str(error)) from error
+        data += frame
+    return data
+
+
+def _zstd_frame(payload: Buffer, limit: int) -> tuple[bytes, Buffer]:
+    """Decode a frame that states its size; return its content and what follows it."""
+    size = zstandard.frame_content_size(payload)
+    if size > limit:
+        raise CodecError(f"gives {size} bytes where {limit} are wanted")
+    frame = _local.decompressor.decompress(payload) if size else b""
+    # Decoded in one piece, a frame cannot give more than it states; only then as a stream, which
+    # tells where it ends.
+    stream = _local.decompressor.decompressobj()
+    stream.decompress(payload)
+    if not stream.eof:
+        raise CodecError("is cut short")
+    return frame, stream.unused_data
+
+
+def _zstd_reader(payload: Buffer) -> zstandard.ZstdDecompressionReader:
+    return _local.decompressor.stream_reader(
+        payload, read_across_frames=False, read_size=len(payload) or 1
+    )
 
 
 def prefix(codec: CompressionType, payload: Buffer, size: int) -> bytes:
@@ -75,10 +112,7 @@ def prefix(codec: CompressionType, payload: Buffer, size: int) -> bytes:
     try:
         if codec is _ZLIB:
             return zlib.decompressobj(_INFLATE_WBITS).decompress(payload, size)
-        with _local.decompressor.stream_reader(
-            payload, read_across_frames=False, read_size=len(payload) or 1
-        ) as reader:
-            return reader.read(size)
+        return _zstd_reader(payload).read(size)
     except (zlib.error, zstandard.ZstdError) as error:
         raise CodecError(str(error)) from error
 
@@ -90,19 +124,16 @@ def payload_length(codec: CompressionType, payload: Buffer, size: int) -> int | 
     """
     try:
         if codec is _ZLIB:
-            stream: Any = isal_zlib.decompressobj(_INFLATE_WBITS)
+            stream = isal_zlib.decompressobj(_INFLATE_WBITS)
             data = stream.decompress(payload, size + 1)
+            rest: Buffer | None = stream.unused_data if stream.eof else None
+        elif zstandard.frame_content_size(payload) == size:
+            data, rest = _zstd_frame(payload, size)
         else:
-            # A frame that states its size gives that or fails, so what comes out is bounded.
-            if zstandard.get_frame_parameters(payload).content_size != size:
-                return None
-            stream = _local.decompressor.decompressobj()
-            data = stream.decompress(payload)
-    except (_IsalError, zstandard.ZstdError):
+            return None
+    except (_IsalError, zstandard.ZstdError, CodecError):
         return None
-    if not stream.eof or len(data) != size:
-        return None
-    return len(payload) - len(stream.unused_data)
+    return len(payload) - len(rest) if rest is not None and len(data) == size else None
 
 
 def deflate(codec: CompressionType, cluster: Buffer) -> bytes | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import FormatError, UnsupportedFeatureError, printable
+from ..errors import CorruptImageError, FormatError, UnsupportedFeatureError, printable
 from ..hostfile import HostFile
 from ..units import MIB, SECTOR
 from . import layout
@@ -26,6 +26,7 @@ MAX_REFCOUNT_ORDER = 6
 MAX_BACKING_NAME = 1023
 MAX_BACKING_FORMAT = 15
 MAX_BITMAPS = 65535
+MAX_EXTENSIONS = 256
 MAX_BITMAP_DIRECTORY = MAX_BITMAPS * 1024
 MAX_SIZE = (1 << 63) - 1
 KNOWN_INCOMPATIBLE = sum(Incompatible)
@@ -203,8 +204,11 @@ class _Reader:
                 "cluster_bits",
             )
         length = third["header_length"]
-        if first.version == 3 and not V3_MIN_LENGTH <= length <= 1 << bits:
-            raise self._refuse(f"header_length {length} is not 104 to {1 << bits}", "header_length")
+        if first.version == 3 and (not V3_MIN_LENGTH <= length <= 1 << bits or length % 8):
+            raise self._refuse(
+                f"header_length {length} is not a multiple of 8 from 104 to {1 << bits}",
+                "header_length",
+            )
         if third["refcount_order"] > MAX_REFCOUNT_ORDER:
             raise self._refuse(
                 f"refcount_order {third['refcount_order']} is above 6", "refcount_order"
@@ -222,17 +226,20 @@ class _Reader:
         position = third["header_length"]
         found: dict[int, HeaderExtension] = {}
         while position + 8 <= stop:
+            length = int.from_bytes(data[position + 4 : position + 8])
+            if position + 8 + length > stop:
+                raise self._refuse("goes beyond its area", "header extension", position)
             extension = layout.parse(
                 layout.Extension,
-                data[position:stop] + bytes(7),  # the last one's padding may be cut short
+                data[position : position + 8 + length] + bytes(-length % 8),
                 path=self._file.path,
                 offset=position,
                 name="header extension",
             )
             if extension.type == ExtensionType.END:
                 break
-            if position + 8 + extension.length > stop:
-                raise self._refuse("goes beyond its area", "header extension", position)
+            if len(found) >= MAX_EXTENSIONS:
+                raise self._refuse(f"there are more than {MAX_EXTENSIONS}", "header extension")
             if extension.type in found:
                 raise self._refuse(
                     f"header extension {extension.type:#010x} occurs twice",
@@ -270,11 +277,11 @@ class _Reader:
 
     def _backing_name(self, first: Any, data: bytes) -> bytes | None:
         offset, length = first.backing_file_offset, first.backing_file_size
-        if not offset or not length:
-            return None
         cluster_size = 1 << first.cluster_bits
         if offset > cluster_size:
             raise self._refuse(f"{offset:#x} is beyond the first cluster", "backing_file_offset")
+        if not offset or not length:
+            return None
         if length > min(MAX_BACKING_NAME, cluster_size - offset):
             raise self._refuse(f"a name of {length} bytes is too long", "backing_file_size")
         if offset + length > len(data):
@@ -306,8 +313,8 @@ class _Reader:
             clusters * geometry.cluster_size,
             geometry,
         )
-        if header.nb_snapshots:
-            self._check_place("snapshots_offset", header.snapshots_offset, 40, geometry)
+        length = 40 if header.nb_snapshots else 0
+        self._check_place("snapshots_offset", header.snapshots_offset, length, geometry)
 
     def _check_place(self, field: str, offset: int, length: int, geometry: Geometry) -> None:
         if not geometry.is_aligned(offset):
@@ -315,9 +322,10 @@ class _Reader:
         if length and offset < geometry.cluster_size:
             raise self._refuse(f"{offset:#x} lies over the header", field)
         if length and offset + length > self._file.size:
-            raise self._refuse(
+            raise CorruptImageError(
                 f"{offset:#x} + {length} bytes is beyond the end of the file, {self._file.size:#x}",
-                field,
+                path=self._file.path,
+                field=field,
             )
 
     def _check_extensions(self, header: Header) -> None:

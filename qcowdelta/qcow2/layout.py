@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from enum import IntEnum, IntFlag
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from construct import (
     Const,
     Construct,
     ConstructError,
+    GreedyBytes,
     GreedyRange,
     If,
     Int8ub,
@@ -179,7 +181,7 @@ SnapshotHeader = Struct(
 SnapshotExtra = Struct(
     "vm_state_size" / Int64ub,
     "disk_size" / Int64ub,
-    "icount" / If(lambda c: c._.length >= 24, Int64ub),
+    "icount" / GreedyBytes,  # 8 bytes, where there are that many
 )
 
 BitmapHeader = Struct(
@@ -192,6 +194,12 @@ BitmapHeader = Struct(
     "extra_data_size" / Int32ub,
 )
 """A bitmap directory entry's fixed 24 bytes; extra data and name follow, padded to 8 bytes."""
+
+
+@cache
+def compiled(declaration: Any) -> Any:
+    """Return a declaration compiled to Python code, for what occurs by the ten thousands."""
+    return declaration.compile()
 
 
 def parse(

@@ -13,7 +13,9 @@ from .header import MAX_L1_BYTES, Header
 
 MAX_EXTRA = 1024
 MAX_TABLE = 64 * MIB
+MAX_L1_TABLES = 1024 * MIB
 _FIXED = 40
+_CHUNK = MIB
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,43 @@ def read_snapshots(file: HostFile, header: Header) -> tuple[Snapshot, ...]:
         FormatError: an entry is beyond QEMU's limits.
         CorruptImageError: the table, or an L1 table it names, lies beyond the end of the file.
     """
-    found = []
-    position = header.snapshots_offset
+    table = _Table(file, header.snapshots_offset)
+    found, tables = [], 0
     for index in range(header.nb_snapshots):
-        snapshot = _read_one(file, header, position, f"snapshot {index}")
-        position += snapshot.entry_size
-        if position - header.snapshots_offset > MAX_TABLE:
-            raise FormatError("table is above 64 MiB", path=file.path, field="snapshots")
+        snapshot = _read_one(file, header, table, f"snapshot {index}")
+        tables += snapshot.l1_size * 8
+        if table.position - header.snapshots_offset > MAX_TABLE or tables > MAX_L1_TABLES:
+            raise FormatError("tables are too large", path=file.path, field="snapshots")
         found.append(snapshot)
     return tuple(found)
 
 
-def _read_one(file: HostFile, header: Header, position: int, name: str) -> Snapshot:
+class _Table:
+    """The table's bytes, read ahead a chunk at a time."""
+
+    def __init__(self, file: HostFile, position: int) -> None:
+        self.position = position
+        self._file, self._begin, self._data = file, position, b""
+
+    def take(self, length: int) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            CorruptImageError: they lie beyond the end of the file.
+        """
+        at = self.position - self._begin
+        if at + length > len(self._data):
+            ahead = max(length, min(_CHUNK, self._file.size - self.position))
+            self._begin, self._data, at = self.position, self._file.read(self.position, ahead), 0
+        self.position += length
+        return self._data[at : at + length]
+
+
+def _read_one(file: HostFile, header: Header, table: _Table, name: str) -> Snapshot:
+    position = table.position
     fixed = layout.parse(
-        layout.SnapshotHeader,
-        file.read(position, _FIXED),
+        layout.compiled(layout.SnapshotHeader),
+        table.take(_FIXED),
         path=file.path,
         offset=position,
         name=name,
@@ -66,7 +90,8 @@ def _read_one(file: HostFile, header: Header, position: int, name: str) -> Snaps
             field=name,
         )
     size = _FIXED + length + fixed.id_size + fixed.name_size
-    rest = file.read(position + _FIXED, size - _FIXED)
+    rest = table.take(size - _FIXED)
+    table.position += -size % 8
     extra = _read_extra(file, rest[:length], position + _FIXED, name)
     _check_l1(file, header, fixed, name)
     disk_size = extra.disk_size if extra else header.size
@@ -88,7 +113,7 @@ def _read_extra(file: HostFile, data: bytes, offset: int, name: str) -> Any:
     if len(data) < 16:
         return None
     return layout.parse(
-        layout.SnapshotExtra, data, path=file.path, offset=offset, name=name, length=len(data)
+        layout.compiled(layout.SnapshotExtra), data, path=file.path, offset=offset, name=name
     )
 
 

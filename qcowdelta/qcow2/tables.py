@@ -71,9 +71,10 @@ def read_l1(file: HostFile, geometry: Geometry, offset: int, count: int) -> Offs
     for start, stop, name in ((0, size, "the header"), (offset, offset + count * 8, "the L1")):
         over = used & (tables < stop) & (tables + size > start)
         _refuse_where(over, f"L2 table lies over {name}", file, offset)
-    order = np.argsort(tables, kind="stable")
+    where = np.flatnonzero(used)
+    order = where[np.argsort(tables[where], kind="stable")]
     twice = np.zeros(tables.shape, bool)
-    twice[order[1:]] = (tables[order][1:] == tables[order][:-1]) & used[order][1:]
+    twice[order[1:]] = tables[order][1:] == tables[order][:-1]
     _refuse_where(twice, "L2 table used twice", file, offset)
     return tables
 
@@ -184,6 +185,17 @@ class ClusterMap:
         extents = clip(from_entries, start, stop)
         self._check_end(extents)
         return extents
+
+    def validate(self, entries: Entries, first: int) -> None:
+        """Refuse invalid L2 entries of guest clusters from ``first`` on.
+
+        Raises:
+            CorruptImageError: one is; the message tells which.
+        """
+        if self._geometry.extended_l2:
+            self._extended(entries, first)
+        else:
+            self._standard(entries[:, 0], first)
 
     def _standard(self, entries: Entries, first: int) -> Extents:
         geometry = self._geometry

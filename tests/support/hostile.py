@@ -1,9 +1,9 @@
-"""Hostile and broken images: a hand-built qcow2, and a named generator for each thing wrong with it.
+"""Hostile and broken images: a hand-built qcow2, and a named generator for each fault.
 
 A generator makes one case in a folder and returns its main image. It is registered with the error
 it must end in and with the first operation that must see it: `header` (so every operation fails),
-`info` (what a diff has no need of), `open` (a file it names, the L1 table), `diff` (only reading finds
-it) or `check`.
+`info` (what a diff has no need of), `open` (a file it names, the L1 table), `diff` (only reading
+finds it) or `check`.
 """
 
 from __future__ import annotations
@@ -273,11 +273,21 @@ for size in (MIB, 4 << 16):
 
 _fields(l1_size=0)
 _fields(l1_size=0xFFFF_FFFF)
-_refuse("l1_above_32_mib", FormatError, "header", "l1_size",
-        plain(header={"l1_size": (4 << 20) + 1, "l1_table_offset": FREE * K64}, length=64 * MIB))  # fmt: skip
-_accept("l1_of_32_mib", plain(
-    header={"l1_size": 4 << 20, "l1_table_offset": FREE * K64},
-    blobs={FREE * K64: struct.pack(">Q", L2 * K64 | COPIED)}, length=FREE * K64 + 32 * MIB))  # fmt: skip
+_refuse(
+    "l1_above_32_mib",
+    FormatError,
+    "header",
+    "l1_size",
+    plain(header={"l1_size": (4 << 20) + 1, "l1_table_offset": FREE * K64}, length=64 * MIB),
+)
+_accept(
+    "l1_of_32_mib",
+    plain(
+        header={"l1_size": 4 << 20, "l1_table_offset": FREE * K64},
+        blobs={FREE * K64: struct.pack(">Q", L2 * K64 | COPIED)},
+        length=FREE * K64 + 32 * MIB,
+    ),
+)
 _accept("l1_reaches_the_size_exactly", plain(size=512 * MIB))
 _refuse(
     "l1_one_sector_short_of_the_size", FormatError, "header", "l1_size", plain(size=512 * MIB + 512)
@@ -303,8 +313,12 @@ _accept("refcount_table_of_8_mib", plain(
 _refuse("snapshots_65537", FormatError, "header", "nb_snapshots",
         plain(version=2, length=8 * MIB,
               header={"nb_snapshots": 65537, "snapshots_offset": FREE * K64}))  # fmt: skip
-_accept("snapshots_65536", plain(
-    version=2, length=8 * MIB, header={"nb_snapshots": 65536, "snapshots_offset": FREE * K64}))  # fmt: skip
+_accept(
+    "snapshots_65536",
+    plain(
+        version=2, length=8 * MIB, header={"nb_snapshots": 65536, "snapshots_offset": FREE * K64}
+    ),
+)
 for offset in (FREE * K64 + 8, 1 << 62, (1 << 64) - K64):
     _refuse(f"snapshots_offset_{offset:#x}", FormatError, "header", "snapshots_offset",
             plain(header={"nb_snapshots": 1, "snapshots_offset": offset}))  # fmt: skip
@@ -332,8 +346,13 @@ _refuse("zstd_bit_with_zlib", FormatError, "header", "compression",
 _refuse("zstd_bit_in_a_header_too_short_to_say", FormatError, "header", "compression",
         plain(header={"incompatible_features": ZSTD_BIT, "header_length": 104}))  # fmt: skip
 for kind in (2, 255):
-    _refuse(f"compression_type_{kind}", UnsupportedFeatureError, "header", "compression",
-            plain(header={"incompatible_features": ZSTD_BIT, "compression_type": kind}))  # fmt: skip
+    _refuse(
+        f"compression_type_{kind}",
+        UnsupportedFeatureError,
+        "header",
+        "compression",
+        plain(header={"incompatible_features": ZSTD_BIT, "compression_type": kind}),
+    )
 _accept(
     "zstd_and_its_bit", plain(header={"incompatible_features": ZSTD_BIT, "compression_type": 1})
 )
@@ -341,9 +360,13 @@ _accept(
 NAMES = struct.pack(">BB46s", 0, 5, b"half-baked\x1b[31m\0junk") + struct.pack(
     ">BB46s", 1, 7, b"harmless"
 )
-_refuse("unknown_bit_named_by_the_image", UnsupportedFeatureError, "header",
-        r"bit 5 \(half-baked\\x1b\[31m\)",
-        plain(header={"incompatible_features": 1 << 5}, extensions=[(FEATURE_NAMES, NAMES)]))  # fmt: skip
+_refuse(
+    "unknown_bit_named_by_the_image",
+    UnsupportedFeatureError,
+    "header",
+    r"bit 5 \(half-baked\\x1b\[31m\)",
+    plain(header={"incompatible_features": 1 << 5}, extensions=[(FEATURE_NAMES, NAMES)]),
+)
 for bit in (5, 63):
     _refuse(f"unknown_bit_{bit}", UnsupportedFeatureError, "header", f"bit {bit}",
             plain(header={"incompatible_features": 1 << bit}))  # fmt: skip
@@ -352,16 +375,26 @@ _accept("unknown_compatible_and_autoclear_bits", plain(
     extensions=[(FEATURE_NAMES, NAMES)]))  # fmt: skip
 _accept("version_2_with_what_would_be_features", plain(
     version=2, extensions=[(0x1234_5678, b"\xff" * 48)]))  # fmt: skip
-_refuse("extended_l2_with_small_clusters", FormatError, "header", "cluster_bits|16 KiB",
-        plain(cluster_bits=13, size=4 << 13, header={"incompatible_features": EXTENDED}))  # fmt: skip
+_refuse(
+    "extended_l2_with_small_clusters",
+    FormatError,
+    "header",
+    "cluster_bits|16 KiB",
+    plain(cluster_bits=13, size=4 << 13, header={"incompatible_features": EXTENDED}),
+)
 _accept("extended_l2_with_16_kib_clusters", plain(cluster_bits=14, size=4 << 14, extended=True))
 
 _refuse("extension_twice", FormatError, "header", "twice",
         plain(extensions=[(BACKING_FORMAT, b"raw"), (BACKING_FORMAT, b"qcow2")]))  # fmt: skip
 _refuse("extension_beyond_the_first_cluster", FormatError, "header", "extension",
         plain(cluster_bits=9, size=2048, extensions=[(0x1234_5678, bytes(500))]))  # fmt: skip
-_refuse("extension_of_4_gib", FormatError, "header", "extension",
-        plain(blobs={112: struct.pack(">II", 0x1234_5678, 0xFFFF_FFFF)}, header={"header_length": 112}))  # fmt: skip
+_refuse(
+    "extension_of_4_gib",
+    FormatError,
+    "header",
+    "extension",
+    plain(blobs={112: struct.pack(">II", 0x1234_5678, 0xFFFF_FFFF)}, header={"header_length": 112}),
+)
 _refuse("extension_over_the_backing_name", FormatError, "header", "extension",
         plain(extensions=[(0x1234_5678, bytes(64))],
               header={"backing_file_offset": 128, "backing_file_size": 8}))  # fmt: skip
@@ -546,9 +579,17 @@ _refuse("data_file_with_nul", FormatError, "open", "NUL", _external(b"x.data\0y"
 _refuse("data_file_without_a_name", FormatError, "open", "name", _external(None))
 _refuse("raw_data_without_a_data_file", FormatError, "header", "autoclear",
         plain(header={"autoclear_features": RAW_EXTERNAL}))  # fmt: skip
-_refuse("raw_data_file_with_a_backing_file", FormatError, "header", "autoclear", plain(
-    header={"incompatible_features": EXTERNAL, "autoclear_features": RAW_EXTERNAL},
-    backing=b"base.raw", extensions=[(DATA_FILE, b"x.data"), (BACKING_FORMAT, b"raw")]))  # fmt: skip
+_refuse(
+    "raw_data_file_with_a_backing_file",
+    FormatError,
+    "header",
+    "autoclear",
+    plain(
+        header={"incompatible_features": EXTERNAL, "autoclear_features": RAW_EXTERNAL},
+        backing=b"base.raw",
+        extensions=[(DATA_FILE, b"x.data"), (BACKING_FORMAT, b"raw")],
+    ),
+)
 
 
 @refused(PolicyError, "open", "FIFO")
@@ -606,7 +647,8 @@ for label, image, message in (
     ("preallocated_zero_in_version_2", plain(version=2, l2={3: FREE * K64 | 1}), "version 2"),
     ("preallocated_zero_unaligned", plain(l2={3: FREE * K64 + 512 | 1}), "unaligned"),
     ("compressed_beyond_the_end", plain(l2={3: Handmade().compressed(_BEYOND, 9)}), "beyond"),
-    ("compressed_and_copied", plain(l2={3: Handmade().compressed(FREE * K64, 9) | COPIED}), "COPIED"),
+    ("compressed_and_copied",
+     plain(l2={3: Handmade().compressed(FREE * K64, 9) | COPIED}), "COPIED"),
     ("subcluster_allocated_and_zero",
      plain(extended=True, l2={3: (FREE * K64, 1 | 1 << 32)}), "both"),
     ("subcluster_allocated_nowhere", plain(extended=True, l2={3: (0, 1)}), "without a host"),
@@ -685,8 +727,13 @@ _accept("zlib_stream_whose_last_sector_is_short", _at_the_end(_ZLIB, len(_ZLIB))
 _accept("zlib_stream", packed(_ZLIB))
 _accept("zstd_stream", packed(_ZSTD, zstd=True))
 _accept("zlib_stream_over_long", packed(deflated(_TEXT * 2)))
-_accept("zstd_stream_of_two_frames", packed(
-    b"".join(zstandard.ZstdCompressor().compress(_TEXT[i : i + 32768]) for i in (0, 32768)), zstd=True))  # fmt: skip
+_accept(
+    "zstd_stream_of_two_frames",
+    packed(
+        b"".join(zstandard.ZstdCompressor().compress(_TEXT[i : i + 32768]) for i in (0, 32768)),
+        zstd=True,
+    ),
+)
 _accept("zlib_stream_of_a_32_kib_window", packed(zlib.compress(_TEXT, 9)[2:-4]))
 _accept("zlib_bomb", packed(deflated(bytes(300 * MIB)), shown=K64))
 
@@ -709,9 +756,13 @@ BOMBS: list[tuple[str, Maker]] = [("zstd_bomb", _zstd_bomb)]
 
 
 def snapshot_entry(
-    name: bytes = b"s", ident: bytes = b"1", *, l1: tuple[int, int] = (FREE * K64, 1), extra: int = 16,
+    name: bytes = b"s",
+    ident: bytes = b"1",
+    *,
+    l1: tuple[int, int] = (FREE * K64, 1),
+    extra: int = 16,
     disk_size: int = MIB,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """An entry of the snapshot table, its L1 table at l1[0] with l1[1] entries."""
     head = struct.pack(">QIHHIIQII", *l1, len(ident), len(name), 0, 0, 0, 0, extra)
     data = (struct.pack(">QQ", 0, disk_size) + bytes(max(0, extra - 16)))[:extra]
@@ -743,7 +794,7 @@ _refuse("snapshot_l1_beyond_the_end", CorruptImageError, "header", "beyond",
         _snapshots(snapshot_entry(l1=(_BEYOND, 1))))  # fmt: skip
 _refuse("snapshot_l1_wraps_around", CorruptImageError, "header", "beyond|snapshot",
         _snapshots(snapshot_entry(l1=((1 << 64) - K64, K64 // 8))))  # fmt: skip
-_refuse("snapshot_table_beyond_the_end", CorruptImageError, "header", "beyond|ends at|snapshot", plain(
+_refuse("snapshot_table_beyond_the_end", CorruptImageError, "header", "ends at|snapshot", plain(
     header={"nb_snapshots": 2000, "snapshots_offset": (CLUSTERS - 1) * K64},
     blobs={(CLUSTERS - 1) * K64: snapshot_entry(b"7 bytes") * (K64 // 64)}))  # fmt: skip
 
@@ -751,8 +802,15 @@ _DIRECTORY, _TABLE = FREE * K64, (FREE + 1) * K64
 
 
 def bitmap_entry(
-    name: bytes = b"b", *, table: int = _TABLE, count: int = 1, flags: int = 0, bits: int = 16, kind: int = 1,
-) -> bytes:  # fmt: skip
+    name: bytes = b"b",
+    *,
+    table: int = _TABLE,
+    count: int = 1,
+    flags: int = 0,
+    bits: int = 16,
+    kind: int = 1,
+) -> bytes:
+    """An entry of the bitmap directory."""
     entry = struct.pack(">QIIBBHI", table, count, flags, kind, bits, len(name), 0) + name
     return entry + bytes(-len(entry) % 8)
 
@@ -833,7 +891,8 @@ for label, image, message in (
     ("refcount_block_beyond_the_end",
      plain(blobs={REFCOUNT_TABLE * K64: struct.pack(">Q", 1 << 62)}), "block"),
     ("refcounts_all_zero", plain(blobs={REFCOUNT_BLOCK * K64: bytes(K64)}), "refcount"),
-    ("refcounts_all_ones", plain(blobs={REFCOUNT_BLOCK * K64: b"\xff" * K64}), "refcount|leak|COPIED"),
+    ("refcounts_all_ones",
+     plain(blobs={REFCOUNT_BLOCK * K64: b"\xff" * K64}), "refcount|leak|COPIED"),
     ("copied_where_it_is_shared",
      plain(blobs={REFCOUNT_BLOCK * K64 + 2 * DATA: struct.pack(">H", 2)}), "COPIED|leak"),
 ):  # fmt: skip
