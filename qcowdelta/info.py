@@ -51,7 +51,8 @@ def table_statistics(file: HostFile, header: Header) -> TableStatistics:
     total = geometry.clusters(header.size)
     counts = np.zeros(5, np.int64)
     external = header.has(Incompatible.EXTERNAL_DATA_FILE)
-    for _, entries in ClusterMap(file, file, geometry, header.version, l1).stretches(total):
+    tables = ClusterMap(file, file, geometry, header.version, l1, external=external)
+    for _, entries in tables.stretches(total):
         words = entries[:, 0]
         compressed = (words & np.uint64(COMPRESSED)) != 0
         zero = ~compressed & ((words & np.uint64(ALL_ZERO)) != 0)

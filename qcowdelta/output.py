@@ -85,7 +85,7 @@ class AtomicOutput:
             raise
         finally:
             # A descriptor has no name to tell, and it is this file that could not be written.
-            if isinstance(error, OSError) and error.filename is None:
+            if isinstance(error, OSError) and error.errno and error.filename is None:
                 error.filename = self.path
             os.close(self.fd)
             if self._temporary is not None:

@@ -60,7 +60,7 @@ class OverlayOptions:
             OptionError: the cluster size is not a power of two, 512 to 2 MiB.
         """
         bits = self.cluster_size.bit_length() - 1
-        if self.cluster_size != 1 << bits or not 9 <= bits <= 21:
+        if not 9 <= bits <= 21 or self.cluster_size != 1 << bits:
             raise OptionError(
                 f"a cluster size of {self.cluster_size} is not a power of 2, 512 to 2 MiB"
             )

@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("identity", "payloads"),
     ("diff",),
     # What takes a delta or an image.
-    ("naming", "output"),
+    ("base", "naming", "output"),
     ("info", "inspect", "overlay", "verify"),
     # The command line.
     ("cli.options", "cli.show"),

@@ -6,6 +6,7 @@ space is gone through in windows, so memory does not grow with the file.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -82,11 +83,12 @@ def check_refcounts(file: HostFile, header: Header) -> CheckReport:
 
 @dataclass(frozen=True)
 class _State:
-    """One L1 table: the active one, or a snapshot's. The size is in entries."""
+    """An L1 table: of so many entries, and of so many snapshots (or of the active state)."""
 
-    name: str
     offset: int
     size: int
+    count: int
+    name: str
 
 
 class _Check:
@@ -128,18 +130,24 @@ class _Check:
 
     def _read_states(self) -> list[_State]:
         header = self._header
-        states = [_State("active", header.l1_table_offset, header.l1_size)]
         self._snapshots = read_snapshots(self._file, header)
-        for number, snapshot in enumerate(self._snapshots):
-            name = f"snapshot {number}"
-            states.append(_State(name, snapshot.l1_table_offset, snapshot.l1_size))
-        return states
+        tables = Counter((s.l1_table_offset, s.l1_size) for s in self._snapshots)
+        return [_State(header.l1_table_offset, header.l1_size, 1, "active")] + [
+            _State(offset, size, count, "snapshot") for (offset, size), count in tables.items()
+        ]
 
     def _map(self, state: _State) -> ClusterMap:
         """Read one L1 table. They are read anew for each use: there can be many snapshots."""
         l1 = read_l1(self._file, self._geometry, state.offset, state.size)
         # The data file's length is not looked at: only this file's clusters are counted.
-        return ClusterMap(self._file, self._file, self._geometry, self._header.version, l1)
+        return ClusterMap(
+            self._file,
+            self._file,
+            self._geometry,
+            self._header.version,
+            l1,
+            external=self._header.has(Incompatible.EXTERNAL_DATA_FILE),
+        )
 
     def _read_bitmaps(self) -> tuple[Bitmap, ...]:
         if not self._header.has_autoclear(Autoclear.BITMAPS):
@@ -163,7 +171,8 @@ class _Check:
         refcounts = header.refcount_table_clusters * size
         yield "refcount table", header.refcount_table_offset, refcounts
         for state in self._states:
-            yield f"L1 table ({state.name})", state.offset, state.size * 8
+            for _ in range(state.count):
+                yield f"L1 table ({state.name})", state.offset, state.size * 8
         if self._snapshots:
             length = sum(snapshot.entry_size for snapshot in self._snapshots)
             yield "snapshot table", header.snapshots_offset, length
@@ -183,18 +192,15 @@ class _Check:
             )
             yield "encryption header", fields.offset, fields.length
 
-    def _bitmap_clusters(self) -> Iterator[Offsets]:
-        """Yield the host clusters of bitmaps' data, a part of a table at a time."""
-        for bitmap in self._bitmaps:
-            for begin in range(0, bitmap.table_size, _ENTRIES_AT_ONCE):
-                words = read_words(
-                    self._file,
-                    bitmap.table_offset + begin * 8,
-                    min(_ENTRIES_AT_ONCE, bitmap.table_size - begin),
-                    "bitmap table",
-                )
+    def _bitmap_clusters(self) -> Iterator[tuple[Offsets, int]]:
+        """Yield host clusters of bitmaps' data, a part of a table at a time, and how often."""
+        tables = Counter((bitmap.table_offset, bitmap.table_size) for bitmap in self._bitmaps)
+        for (table, size), count in tables.items():
+            for begin in range(0, size, _ENTRIES_AT_ONCE):
+                length = min(_ENTRIES_AT_ONCE, size - begin)
+                words = read_words(self._file, table + begin * 8, length, "bitmap table")
                 offsets = (words & np.uint64(OFFSET_MASK)).astype(np.int64)
-                yield offsets[offsets != 0] >> self._geometry.cluster_bits
+                yield offsets[offsets != 0] >> self._geometry.cluster_bits, count
 
     def _windows(self) -> list[int]:
         """Return where windows of host clusters begin, leaving out those nothing refers to."""
@@ -204,24 +210,24 @@ class _Check:
         if self._clusters <= _WINDOW:
             used = {0}
         else:
-            for touched in self._references():
+            for touched, _ in self._references():
                 used.update(np.unique(touched[:, 0] // _WINDOW).tolist())
                 used.update(np.unique(touched[:, 1] // _WINDOW).tolist())
         return [w * _WINDOW for w in sorted(used) if w * _WINDOW < self._clusters]
 
-    def _references(self) -> Iterator[Offsets]:
-        """Yield [first, last] host clusters of every reference, in arrays of shape (n, 2)."""
+    def _references(self) -> Iterator[tuple[Offsets, int]]:
+        """Yield [first, last] host clusters of references, shape (n, 2), and how often each."""
         bits = self._geometry.cluster_bits
         first, length = self._fixed[:, 0], self._fixed[:, 1]
-        yield np.stack([first >> bits, (first + length - 1) >> bits], axis=1)
-        yield _single(self._table[self._table != 0] >> bits)
-        for clusters in self._bitmap_clusters():
-            yield _single(clusters)
+        yield np.stack([first >> bits, (first + length - 1) >> bits], axis=1), 1
+        yield _single(self._table[self._table != 0] >> bits), 1
+        for clusters, count in self._bitmap_clusters():
+            yield _single(clusters), count
         for state in self._states:
             one = self._map(state)
-            yield _single(one.l1[one.l1 != 0] >> bits)
+            yield _single(one.l1[one.l1 != 0] >> bits), state.count
             for _, entries in self._entries(state, one):
-                yield self._of_entries(entries[:, 0])
+                yield self._of_entries(entries[:, 0]), state.count
 
     def _entries(self, state: _State, one: ClusterMap) -> Iterator[tuple[int, Entries]]:
         """Yield the first guest cluster and L2 entries of each mapped stretch, VM state too."""
@@ -243,8 +249,8 @@ class _Check:
         """Compare references and stored refcounts of host clusters ``[first, stop)``."""
         counted = np.zeros(stop - first, np.int32)
         outside = 0
-        for touched in self._references():
-            _count(counted, touched, first)
+        for touched, count in self._references():
+            _count(counted, touched, first, count)
             outside += int((touched[:, 1] >= self._clusters).sum())
         if outside and not first:
             self._report.corrupt(f"{outside} references beyond the end of the file", outside)
@@ -338,15 +344,15 @@ def _spanned(first: int, count: int) -> range:
     return range(first // _WINDOW, (first + count - 1) // _WINDOW + 1)
 
 
-def _count(counted: npt.NDArray[np.int32], touched: Offsets, first: int) -> None:
+def _count(counted: npt.NDArray[np.int32], touched: Offsets, first: int, count: int) -> None:
     """Count references [first, last] into a window; few span more than two clusters."""
     low = np.clip(touched[:, 0] - first, 0, counted.size)
     high = np.clip(touched[:, 1] + 1 - first, 0, counted.size)
     one = high - low == 1
-    np.add.at(counted, low[one], 1)
+    np.add.at(counted, low[one], count)
     more = high - low > 1
     for i, j in zip(low[more].tolist(), high[more].tolist(), strict=True):
-        counted[i:j] += 1
+        counted[i:j] += count
 
 
 def unpack_refcounts(data: bytes, order: int) -> npt.NDArray[np.uint64]:

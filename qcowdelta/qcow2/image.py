@@ -67,7 +67,15 @@ class Qcow2Layer:
             )
         # Entries beyond the disk's size hold VM state, which is none of the disk's content.
         l1 = read_l1(self.file, self.geometry, state.l1_table_offset, needed)
-        return ClusterMap(self.file, self.source.file, self.geometry, self.header.version, l1)
+        data = self.source.file
+        return ClusterMap(
+            self.file,
+            data,
+            self.geometry,
+            self.header.version,
+            l1,
+            external=data is not self.file,
+        )
 
     def extents(self, start: int, stop: int) -> Extents:
         """Return what ``[start, stop)`` is in this file alone."""

@@ -7,6 +7,7 @@ the tables do that, with names and offsets in their messages.
 from __future__ import annotations
 
 import io
+import struct
 from enum import IntEnum, IntFlag
 from functools import cache
 from typing import Any
@@ -18,7 +19,6 @@ from construct import (
     Const,
     Construct,
     ConstructError,
-    GreedyBytes,
     GreedyRange,
     If,
     Int8ub,
@@ -181,7 +181,7 @@ SnapshotHeader = Struct(
 SnapshotExtra = Struct(
     "vm_state_size" / Int64ub,
     "disk_size" / Int64ub,
-    "icount" / GreedyBytes,  # 8 bytes, where there are that many
+    "icount" / If(lambda c: c._.length >= 24, Int64ub),
 )
 
 BitmapHeader = Struct(
@@ -213,8 +213,13 @@ def parse(
     stream = io.BytesIO(data)
     try:
         return declaration.parse_stream(stream, **context)
-    except ConstructError as error:
-        field = (error.path or "").removeprefix("(parsing)").replace(" -> ", ".").strip()
+    except (ConstructError, struct.error) as error:  # what is compiled raises the latter
+        field = (
+            (getattr(error, "path", None) or "")
+            .removeprefix("(parsing)")
+            .replace(" -> ", ".")
+            .strip()
+        )
         raise FormatError(
             "ends early or has an impossible value",
             path=path,

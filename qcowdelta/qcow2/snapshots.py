@@ -113,7 +113,7 @@ def _read_extra(file: HostFile, data: bytes, offset: int, name: str) -> Any:
     if len(data) < 16:
         return None
     return layout.parse(
-        layout.compiled(layout.SnapshotExtra), data, path=file.path, offset=offset, name=name
+        layout.SnapshotExtra, data, path=file.path, offset=offset, name=name, length=len(data)
     )
 
 

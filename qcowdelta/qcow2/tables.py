@@ -93,16 +93,25 @@ class ClusterMap:
     Args:
         file: the qcow2 file, which holds the tables.
         data: the file that holds the data clusters: the same, or the external data file.
+        external: whether there is an external data file, though it may not be opened here.
         geometry: cluster size and kind of L2 entries.
         version: 2 or 3; version 2 has no zero clusters.
         l1: what :func:`read_l1` returned.
     """
 
     def __init__(
-        self, file: HostFile, data: HostFile, geometry: Geometry, version: int, l1: Offsets
+        self,
+        file: HostFile,
+        data: HostFile,
+        geometry: Geometry,
+        version: int,
+        l1: Offsets,
+        *,
+        external: bool,
     ) -> None:
         self._file = file
         self._data = data
+        self._external = external
         self._geometry = geometry
         self._version = version
         self._l1 = l1
@@ -215,7 +224,7 @@ class ClusterMap:
     def _allocated(self, entries: Entries, plain: Offsets) -> npt.NDArray[np.bool_]:
         """Tell which standard descriptors point at data; offset 0 can, in a data file."""
         allocated: npt.NDArray[np.bool_] = plain != 0
-        if self._data is not self._file:
+        if self._external:
             allocated |= (entries & np.uint64(COPIED)) != 0
         return allocated
 
@@ -278,7 +287,7 @@ class ClusterMap:
             "unaligned host cluster offset",
             first,
         )
-        if self._data is self._file:
+        if not self._external:
             self._refuse(
                 ~compressed & (plain != 0) & (plain < geometry.cluster_size),
                 "data over the header",

@@ -297,10 +297,14 @@ _fields(size=(1 << 63) - 1)
 _fields(size=(1 << 64) - 1)
 _refuse("size_beyond_any_l1", FormatError, "header", "size", plain(size=1 << 62))
 
-for offset in (K64 * L1 + 512, K64 * L1 + 1, 0, 1 << 62, (1 << 64) - K64):
+for offset in (K64 * L1 + 512, K64 * L1 + 1, 0):
     _fields(l1_table_offset=offset)
-for offset in (K64 + 8, 0, 1 << 62, (1 << 64) - K64):
+for offset in (K64 + 8, 0):
     _fields(refcount_table_offset=offset)
+for offset in (1 << 62, (1 << 64) - K64):
+    for table in ("l1_table_offset", "refcount_table_offset"):
+        _refuse(f"{table}_{offset:#x}", CorruptImageError, "header", table,
+                plain(header={table: offset}))  # fmt: skip
 _fields(refcount_table_clusters=0)
 _fields(refcount_table_clusters=129)
 _fields(refcount_table_clusters=0xFFFF_FFFF)
@@ -320,7 +324,8 @@ _accept(
     ),
 )
 for offset in (FREE * K64 + 8, 1 << 62, (1 << 64) - K64):
-    _refuse(f"snapshots_offset_{offset:#x}", FormatError, "header", "snapshots_offset",
+    error = FormatError if offset % K64 else CorruptImageError
+    _refuse(f"snapshots_offset_{offset:#x}", error, "header", "snapshots_offset",
             plain(header={"nb_snapshots": 1, "snapshots_offset": offset}))  # fmt: skip
 _refuse("snapshots_offset_unaligned_without_snapshots", FormatError, "header", "snapshots_offset",
         plain(header={"snapshots_offset": 12}))  # fmt: skip
@@ -667,7 +672,7 @@ _accept("last_cluster_short", plain(l2={2: (CLUSTERS - 1) * K64 | COPIED},
                                     blobs={(CLUSTERS - 1) * K64: b"\x33" * 700}))  # fmt: skip
 
 
-@refused(FormatError, "header", "l1_table_offset")
+@refused(CorruptImageError, "header", "l1_table_offset")
 def l1_table_cut_by_the_end(folder: Path) -> Path:
     path = plain(l2={}).write(folder / "x.qcow2")
     os.truncate(path, _L1_AT + 4)
