@@ -121,6 +121,7 @@ def _points(pair: Pair, log: Path, *more: str) -> list[int]:
     return sorted({*spread, *range(max(0, len(calls) - 4), len(calls))})
 
 
+@pytest.mark.slow
 def test_kill_at_any_write_leaves_nothing(pair: Pair, tmp_path: Path) -> None:
     points = _points(pair, tmp_path / "calls")
     pair.output.unlink()
@@ -132,6 +133,7 @@ def test_kill_at_any_write_leaves_nothing(pair: Pair, tmp_path: Path) -> None:
         assert pair.beside_output() == [], point
 
 
+@pytest.mark.slow
 def test_kill_at_any_write_keeps_what_force_would_replace(pair: Pair, tmp_path: Path) -> None:
     pair.output.write_bytes(PRECIOUS)
     points = _points(pair, tmp_path / "calls", "--force")
@@ -147,6 +149,7 @@ def test_kill_at_any_write_keeps_what_force_would_replace(pair: Pair, tmp_path: 
             (pair.output.parent / name).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name
 )

@@ -116,6 +116,7 @@ def _assert_check_finds(case: Case, path: Path) -> None:
     assert re.search(case.says, said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_command_refuses_in_one_line_within_the_limits(case: Case, tmp_path: Path) -> None:
     path = case.make(tmp_path)
@@ -214,6 +215,7 @@ def test_bomb_stays_within_the_limits(
 COSTLY_IDS = [name for name, _, _ in hostile.COSTLY]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "make", "command"), hostile.COSTLY, ids=COSTLY_IDS)
 def test_costly_tables_are_refused_or_read_within_the_limits(
     name: str, make: hostile.Maker, command: str, tmp_path: Path
@@ -388,6 +390,7 @@ CASES_EACH = 30
 _WORDS = (0, 1, 0x200, 1 << 16, 0xFFFF_FFFF, 1 << 62, 1 << 63, (1 << 63) - 1, (1 << 64) - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_random_damage_is_refused_or_read_right(seed: int, tmp_path: Path) -> None:

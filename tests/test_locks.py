@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,29 +35,6 @@ def chain(tmp_path: Path) -> Path:
     return top
 
 
-@contextlib.contextmanager
-def writer(path: Path, fmt: str = "qcow2") -> Iterator[None]:
-    """A qemu-io that has the image open for writing until the block ends."""
-    process = subprocess.Popen(
-        [qemu.program("qemu-io"), "-f", fmt, str(path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write(b"length\n")  # answered once the image is open
-        process.stdin.flush()
-        deadline, answer = time.monotonic() + 10, b""
-        while b"iB" not in answer and b"bytes" not in answer:
-            answer += os.read(process.stdout.fileno(), 4096)
-            assert process.poll() is None, answer
-            assert time.monotonic() < deadline, answer
-        yield
-        assert process.poll() is None
-    finally:
-        process.communicate(b"quit\n", timeout=10)
-
-
 def _try_to_write(path: Path, fmt: str = "qcow2") -> str:
     """What QEMU says when it is to write into the image."""
     try:
@@ -67,11 +44,19 @@ def _try_to_write(path: Path, fmt: str = "qcow2") -> str:
     return ""
 
 
+def _has_open(pid: int, prefix: str) -> bool:
+    """Whether a process has a file open whose name begins so; unnamed files have ``#NUMBER``."""
+    with contextlib.suppress(FileNotFoundError):
+        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        return any(link.startswith(prefix) for link in links)
+    return False
+
+
 @pytest.mark.parametrize("fmt", ["qcow2", "raw"])
 def test_image_held_by_a_writer_is_refused(fmt: str, tmp_path: Path) -> None:
     path = tmp_path / f"image.{fmt}"
     qemu.create(path, MIB, fmt=fmt)
-    with writer(path, fmt):
+    with qemu.writer(path, fmt):
         with pytest.raises(ImageLockedError, match=r"in use.*--force-share"):
             open_image(path)
         other = tmp_path / "other.raw"
@@ -90,7 +75,7 @@ def test_image_held_by_a_writer_is_refused(fmt: str, tmp_path: Path) -> None:
 
 
 def test_force_share_reads_what_a_writer_holds(chain: Path, tmp_path: Path) -> None:
-    with writer(chain):
+    with qemu.writer(chain):
         with open_image(chain, policy=OpenPolicy(force_share=True)) as image:
             assert image.reader().read(0, 2) == b"\x22\x22"
         other, output = tmp_path / "other.raw", tmp_path / "out.qcow2"
@@ -123,13 +108,13 @@ def test_data_file_is_locked_while_it_is_read(tmp_path: Path) -> None:
     with open_image(path):
         assert "lock" in _try_to_write(path)
         assert "lock" in _try_to_write(data, "raw")
-    with writer(data, "raw"), pytest.raises(ImageLockedError):
+    with qemu.writer(data, "raw"), pytest.raises(ImageLockedError):
         open_image(path)
 
 
 def test_writer_on_a_backing_file_is_noticed(chain: Path) -> None:
     base = chain.with_name("base.qcow2")
-    with writer(base), pytest.raises(ImageLockedError, match=r"base\.qcow2"):
+    with qemu.writer(base), pytest.raises(ImageLockedError, match=r"base\.qcow2"):
         open_image(chain)
 
 
@@ -137,7 +122,7 @@ def test_backing_file_of_an_image_in_use_can_be_read(chain: Path, tmp_path: Path
     base, output = chain.with_name("base.qcow2"), tmp_path / "out.qcow2"
     other = tmp_path / "other.raw"
     other.write_bytes(bytes(MIB))
-    with writer(chain):
+    with qemu.writer(chain):
         with open_image(base) as image:
             assert image.reader().read(0, 2) == b"\x11\x11"
         assert hostile.cli("diff", base, other, "-o", output).status == 0
@@ -178,9 +163,12 @@ def test_image_is_held_while_it_is_compared(tmp_path: Path) -> None:
         qemu.write(path, 0, 256 * MIB, pattern)
     argv = hostile.command("diff", old, new, "-o", tmp_path / "out.qcow2")
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-    refused = 0
-    while process.poll() is None:
-        refused += "lock" in _try_to_write(new)
-    assert process.returncode == 0
-    assert refused
+    # A writer that comes first would win, so wait until the output has been begun.
+    while process.poll() is None and not _has_open(process.pid, str(tmp_path / "#")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    answer = _try_to_write(new)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait() == 0
+    assert "lock" in answer
     assert (tmp_path / "out.qcow2").exists()

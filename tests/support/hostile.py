@@ -138,7 +138,7 @@ class Handmade:
             values["backing_file_offset"] = length + len(area)
             values["backing_file_size"] = len(self.backing)
         values |= self.header
-        header = bytearray(max(length, values["header_length"]))
+        header = bytearray(max(length, min(values["header_length"], self.cluster)))
         for name, value in values.items():
             offset, code = FIELDS[name]
             if offset < length:

@@ -9,6 +9,7 @@ therefore runs in the folder of its (first) image, where the name's other readin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -351,3 +352,26 @@ def _await(socket: Path, server: subprocess.Popen[bytes]) -> None:
             errors = server.stderr.read().decode() if server.stderr and server.poll() else ""
             raise QemuError([program("qemu-nbd")], server.returncode or -1, errors)
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def writer(path: Path, fmt: str = "qcow2") -> Iterator[None]:
+    """A qemu-io that has the image open for writing until the block ends."""
+    process = subprocess.Popen(
+        [program("qemu-io"), "-f", fmt, str(path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(b"length\n")  # answered once the image is open
+        process.stdin.flush()
+        deadline, answer = time.monotonic() + 10, b""
+        while b"iB" not in answer and b"bytes" not in answer:
+            answer += os.read(process.stdout.fileno(), 4096)
+            assert process.poll() is None, answer
+            assert time.monotonic() < deadline, answer
+        yield
+        assert process.poll() is None
+    finally:
+        process.communicate(b"quit\n", timeout=10)
