@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -24,7 +24,7 @@ from .qcow2.geometry import ALL_ZERO, COPIED, SUBCLUSTERS, Entries, Geometry
 from .qcow2.layout import CompressionType, ExtensionType
 from .qcow2.writer import Backing, Qcow2Writer
 from .reader import GuestReader, Readable
-from .units import MIB
+from .units import MIB, usable_cpus
 
 Compress: TypeAlias = Literal["keep", "none", "zlib", "zstd"]
 
@@ -116,19 +116,13 @@ def write_overlay(
     codec = _codec(delta.target, options.compress)
     writer = Qcow2Writer(output, delta.target.size, geometry, codec, options.backing)
     summary = Summary(delta.target.size, delta.granularity)
-    with ThreadPoolExecutor(1, "qcowdelta-write") as pool:
-        jobs = _Jobs(pool)
+    with _Jobs() as jobs:
         clusters = _Clusters(delta.target, output, writer, geometry, codec, options.compress, jobs)
-        try:
-            for window in delta.windows():
-                summary.add(window.changes)
-                clusters.add(window)
-                if progress is not None:
-                    progress(window.stop, delta.target.size)
-            jobs.finish()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for window in delta.windows():
+            summary.add(window.changes)
+            clusters.add(window)
+            if progress is not None:
+                progress(window.stop, delta.target.size)
     writer.add_extension(ExtensionType.DELTA, identity.build(summary))
     size = writer.finish()
     os.ftruncate(output.fd, size)
@@ -142,19 +136,31 @@ def _codec(target: Readable, compress: Compress) -> CompressionType:
 
 
 class _Jobs:
-    """Work handed to threads, bounded in number; the first error comes out here."""
+    """Work handed to threads, bounded in number; the first error comes out here.
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self.pool = pool
+    One thread writes: two would only wait for each other on the output's lock in the kernel.
+    """
+
+    def __init__(self) -> None:
+        self.encoders = ThreadPoolExecutor(usable_cpus(), "qcowdelta-encode")
+        self._writer = ThreadPoolExecutor(1, "qcowdelta-write")
         self._pending: deque[Future[None]] = deque()
 
-    def add(self, job: Future[None]) -> None:
-        self._pending.append(job)
-        while len(self._pending) > _TASKS_AHEAD:
-            self._pending.popleft().result()
+    def __enter__(self) -> _Jobs:
+        return self
 
-    def finish(self) -> None:
-        while self._pending:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while self._pending and kind is None:
+                self._pending.popleft().result()
+        finally:
+            for pool in (self.encoders, self._writer):
+                pool.shutdown(cancel_futures=True)
+
+    def write(self, function: Callable[..., None], *args: object) -> None:
+        """Have the writing thread call a function."""
+        self._pending.append(self._writer.submit(function, *args))
+        while len(self._pending) > _TASKS_AHEAD:
             self._pending.popleft().result()
 
 
@@ -268,10 +274,7 @@ class _Clusters:
         cut, run = cut[inside], run[inside]
         place = host[first][run] + cut["start"] - start[run]
         for i, j in _by_bytes(cut["length"], _COPY_BATCH):
-            job = self._jobs.pool.submit(
-                _copy_rows, self._target, cut[i:j], place[i:j], self._output
-            )
-            self._jobs.add(job)
+            self._jobs.write(_copy_rows, self._target, cut[i:j], place[i:j], self._output)
 
     def _add_verbatim(self, clusters: Offsets, rows: Extents, found: _Entries) -> None:
         """Copy compressed clusters as they are, in stretches that follow each other in NEW."""
@@ -293,7 +296,7 @@ class _Clusters:
             length = int((offsets + bound[i:j]).max())
             spans.append((source, int(rows["host"][i]), begin, length))
         for first, last in _by_bytes(np.array([length for *_, length in spans]), _COPY_BATCH):
-            self._jobs.add(self._jobs.pool.submit(_copy_spans, spans[first:last], self._output))
+            self._jobs.write(_copy_spans, spans[first:last], self._output)
         self.copied += rows.size
         self._add_compressed(rows["start"] >> self._geometry.cluster_bits, host, bound, found)
 
@@ -335,7 +338,7 @@ class _Clusters:
         pending: deque[tuple[Offsets, Future[list[bytes | None]]]] = deque()
         for i in range(0, clusters.size, step):
             batch = clusters[i : i + step]
-            job = self._jobs.pool.submit(
+            job = self._jobs.encoders.submit(
                 _encode, self._target, rows, batch, self._geometry, self._codec
             )
             pending.append((batch, job))

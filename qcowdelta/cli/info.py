@@ -70,6 +70,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("header length", f"{header['header_length']}"),
         ("L1 table", f"{header['l1_size']} entries at {header['l1_table_offset']:#x}"),
         ("refcount table", _refcounts(header)),
+        ("snapshots", f"{header['nb_snapshots']} at {header['snapshots_offset']:#x}"),
+        ("feature bits", _feature_bits(header)),
         ("L2 tables", f"{tables['l2_tables']:,}"),
         ("clusters", _clusters(tables)),
     ]
@@ -77,6 +79,11 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if found[name] is not None:
             rows.append((name.replace("_", " "), found[name]))
     return rows + _delta(found["delta"])
+
+
+def _feature_bits(header: dict[str, int]) -> str:
+    names = ("incompatible", "compatible", "autoclear")
+    return ", ".join(f"{name} {header[f'{name}_features']:#x}" for name in names)
 
 
 def _refcounts(header: dict[str, int]) -> str:
