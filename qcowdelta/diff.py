@@ -23,6 +23,7 @@ MAX_GRANULARITY = 2 * MIB
 # What one thread reads of each side at a time; two such buffers stay in a core's cache.
 _BATCH = MIB
 _PAYLOAD_BATCH = 64
+_BATCHES = 8  # to a task
 # A window is bounded by how many extents it can have, and while there is much to read in it,
 # by that too, so that what has been found can be written while the next is compared.
 _MAX_UNITS = 64 << 10
@@ -127,34 +128,51 @@ class _Comparer:
         self.batch = max(_BATCH, granularity)
         self._scratch = _Scratch(old, new, self.batch)
 
-    def compare(self, old: Extents, new: Extents) -> Outcome:
+    def compare(self, batches: list[tuple[Extents, Extents]]) -> list[Outcome]:
+        """Compare batches of pieces by content."""
+        return [self._compare(old, new) for old, new in batches]
+
+    def compare_payloads(self, old: Extents, new: Extents) -> list[Outcome]:
+        """Compare clusters that are compressed, or zeros on one side."""
+        return [self.payloads.compare(old, new)]
+
+    def _compare(self, old: Extents, new: Extents) -> Outcome:
         """Read both sides of at most a batch of pieces and compare them, granule by granule."""
-        total = int(new["length"].sum())
-        views = [memoryview(buffer)[:total] for buffer in self._scratch.buffers]
-        for reader, extents, view in zip(self._scratch.readers, (old, new), views, strict=True):
-            reader.read_extents(extents, view)
         reads = [int(e["length"][e["kind"] != Kind.ZERO].sum()) for e in (old, new)]
-        a, b = (np.frombuffer(view, np.uint64) for view in views)
-        if np.array_equal(a, b):
+        a, b = self._read(0, old), self._read(1, new)
+        if a is not None and b is not None and np.array_equal(a, b):
             return Outcome.of([], reads)
         unit = _common_unit(new, self.granularity)
         counts = new["length"] // unit
         first = np.cumsum(counts) - counts
-        inside = np.arange(total // unit) - np.repeat(first, counts)
+        inside = np.arange(counts.sum()) - np.repeat(first, counts)
         granule = (np.repeat(new["start"], counts) + inside * unit) // self.granularity
-        return self._by_granule(a.reshape(-1, unit // 8), b.reshape(-1, unit // 8), granule, reads)
+        a, b = (None if side is None else side.reshape(-1, unit // 8) for side in (a, b))
+        return self._by_granule(a, b, granule, reads)
+
+    def _read(self, number: int, extents: Extents) -> npt.NDArray[np.uint64] | None:
+        """Return the content of one side's pieces, or None where it is zeros by metadata."""
+        if not (extents["kind"] != Kind.ZERO).any():
+            return None
+        view = memoryview(self._scratch.buffers[number])[: int(extents["length"].sum())]
+        self._scratch.readers[number].read_extents(extents, view)
+        return np.frombuffer(view, np.uint64)
 
     def _by_granule(
         self,
-        a: npt.NDArray[np.uint64],
-        b: npt.NDArray[np.uint64],
+        a: npt.NDArray[np.uint64] | None,
+        b: npt.NDArray[np.uint64] | None,
         granule: npt.NDArray[np.int64],
         reads: list[int],
     ) -> Outcome:
+        zeros = np.zeros(granule.size, bool)
+        old_nonzero, new_nonzero = (
+            zeros if side is None else rows_nonzero(side) for side in (a, b)
+        )
+        differ = old_nonzero | new_nonzero if a is None or b is None else rows_differ(a, b)
         first, _ = runs(granule)
         differs, old, new = (
-            np.logical_or.reduceat(flags, first)
-            for flags in (rows_differ(a, b), rows_nonzero(a), rows_nonzero(b))
+            np.logical_or.reduceat(flags, first) for flags in (differ, old_nonzero, new_nonzero)
         )
         start = granule[first][differs] * self.granularity
         length = np.full(start.size, self.granularity)
@@ -213,7 +231,7 @@ class _Window:
         self._start, self._stop = start, stop
         self._granularity = comparer.granularity
         self._pieces = comparer.classifier.pieces(start, stop)
-        self._tasks: list[Future[Outcome]] = []
+        self._tasks: list[Future[list[Outcome]]] = []
         self.to_read = self._pieces.bytes_of(Verdict.OPEN)
 
     def submit(self, pool: ThreadPoolExecutor) -> None:
@@ -225,11 +243,12 @@ class _Window:
         old, new = pieces.old[payloads], pieces.new[payloads]
         for i in range(0, old.size, _PAYLOAD_BATCH):
             rows = slice(i, i + _PAYLOAD_BATCH)
-            self._tasks.append(pool.submit(comparer.payloads.compare, old[rows], new[rows]))
+            self._tasks.append(pool.submit(comparer.compare_payloads, old[rows], new[rows]))
         read = pieces.open & ~payloads
         if read.any():
-            for old, new in _batches(pieces.old[read], pieces.new[read], comparer.batch):
-                self._tasks.append(pool.submit(comparer.compare, old, new))
+            batches = list(_batches(pieces.old[read], pieces.new[read], comparer.batch))
+            for i in range(0, len(batches), _BATCHES):
+                self._tasks.append(pool.submit(comparer.compare, batches[i : i + _BATCHES]))
 
     def _payloads(self) -> Mask:
         comparer = self._comparer
@@ -240,8 +259,7 @@ class _Window:
         granules = -(-(self._stop - self._start) // self._granularity)
         flags = _Flags(*(np.zeros(granules, bool) for _ in range(3)))
         equal_payload = 0
-        for task in self._tasks:
-            outcome = task.result()
+        for outcome in (outcome for task in self._tasks for outcome in task.result()):
             equal_payload += outcome.equal_payload
             stats.bytes_read_old += outcome.read_old
             stats.bytes_read_new += outcome.read_new
