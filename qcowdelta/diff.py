@@ -61,7 +61,7 @@ class ImageDelta:
             CorruptImageError: something that has to be read cannot be.
         """
         self.stats = DeltaStats()
-        pool = ThreadPoolExecutor(self._threads, "qcowdelta-compare")
+        pools = _Pools(self._threads)
         pending: deque[_Window] = deque()
         plan = _Plan(self.old, self.target, self.granularity)
         comparer = _Comparer(self.old, self.target, self.granularity)
@@ -69,7 +69,7 @@ class ImageDelta:
             for start, stop in plan:
                 window = _Window(comparer, start, stop)
                 plan.adapt(window.to_read)
-                window.submit(pool)
+                window.submit(pools)
                 pending.append(window)
                 if len(pending) > _WINDOWS_AHEAD:
                     yield pending.popleft().finish(self.stats)
@@ -77,6 +77,24 @@ class ImageDelta:
                 yield pending.popleft().finish(self.stats)
             self.stats.zero += plan.skipped
         finally:
+            pools.shutdown()
+
+
+class _Pools:
+    """Threads that compare.
+
+    Reading and comparing plain content is a few long calls, which run side by side. Payloads are
+    compared in many calls of microseconds: more than one thread would wait for the others' turn
+    with the interpreter longer than it works.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.content = ThreadPoolExecutor(threads, "qcowdelta-compare")
+        self.payloads = ThreadPoolExecutor(1, "qcowdelta-payloads")
+
+    def shutdown(self) -> None:
+        """Forget what has not begun, and wait for what has."""
+        for pool in (self.content, self.payloads):
             pool.shutdown(cancel_futures=True)
 
 
@@ -234,7 +252,7 @@ class _Window:
         self._tasks: list[Future[list[Outcome]]] = []
         self.to_read = self._pieces.bytes_of(Verdict.OPEN)
 
-    def submit(self, pool: ThreadPoolExecutor) -> None:
+    def submit(self, pools: _Pools) -> None:
         """Hand all comparing of content to the pool."""
         comparer, pieces = self._comparer, self._pieces
         read = pieces.open & ~self._payloads()
@@ -243,12 +261,15 @@ class _Window:
         old, new = pieces.old[payloads], pieces.new[payloads]
         for i in range(0, old.size, _PAYLOAD_BATCH):
             rows = slice(i, i + _PAYLOAD_BATCH)
-            self._tasks.append(pool.submit(comparer.compare_payloads, old[rows], new[rows]))
+            task = pools.payloads.submit(comparer.compare_payloads, old[rows], new[rows])
+            self._tasks.append(task)
         read = pieces.open & ~payloads
         if read.any():
             batches = list(_batches(pieces.old[read], pieces.new[read], comparer.batch))
             for i in range(0, len(batches), _BATCHES):
-                self._tasks.append(pool.submit(comparer.compare, batches[i : i + _BATCHES]))
+                self._tasks.append(
+                    pools.content.submit(comparer.compare, batches[i : i + _BATCHES])
+                )
 
     def _payloads(self) -> Mask:
         comparer = self._comparer
