@@ -19,11 +19,13 @@ from .extents import Extents, Kind, Mask, Offsets
 from .layer import Source
 from .pieces import Pieces
 from .qcow2.codec import CodecError, payload_length, prefix
+from .qcow2.layout import CompressionType
 from .reader import payload_spans
 
 # How much of a cluster is inflated first: to see that it differs, and that it is not zeros.
 _PREFIX = 4096
 _GLANCE = 64
+_CODE_TABLES = 512  # what a deflate stream begins with, at most, about
 
 
 Difference: TypeAlias = tuple[int, int, bool, bool]
@@ -133,11 +135,9 @@ class PayloadComparer:
 
 
 def _spans(old: Extents, new: Extents) -> list[tuple[int, int]]:
-    """Group clusters that lie close together, and at the same distances, in both files."""
+    """Group clusters that lie close together in both files, and are of one kind on each side."""
     cuts = {i for side in (old, new) for i, _ in payload_spans(side)}
-    both = (old["kind"] == Kind.COMPRESSED) & (new["kind"] == Kind.COMPRESSED)
-    shift = np.where(both, new["host"] - old["host"], 0)
-    for column in (shift, old["kind"], new["kind"]):
+    for column in (old["kind"], new["kind"]):
         cuts.update((np.flatnonzero(column[1:] != column[:-1]) + 1).tolist())
     starts = sorted(cuts)
     return list(zip(starts, [*starts[1:], old.size], strict=True))
@@ -148,23 +148,28 @@ class _Side:
 
     def __init__(self, source: Source, rows: Extents, scratch: _Scratch, number: int) -> None:
         self.source, self._rows = source, rows
-        self.bound, self.at = rows["bound"], rows["host"] - rows["host"][0]
+        self.bound = rows["bound"].tolist()
+        self.at = (rows["host"] - rows["host"][0]).tolist()
         self.zeros = bool(rows["kind"][0] == Kind.ZERO)
         self.payloads = memoryview(b"")
         if not self.zeros:
-            self.payloads = scratch.view(number, int(self.at[-1] + self.bound[-1]))
+            self.payloads = scratch.view(number, self.at[-1] + self.bound[-1])
             source.file.read_into(self.payloads, int(rows["host"][0]))
 
     def payload(self, k: int) -> memoryview:
         """Return the payload of a cluster, up to its bound."""
-        return self.payloads[int(self.at[k]) : int(self.at[k] + self.bound[k])]
+        at = self.at[k]
+        return self.payloads[at : at + self.bound[k]]
 
     def begin(self, k: int, size: int) -> bytes:
         """Return the first bytes of a cluster's content; fewer where they cannot be had."""
         if self.zeros:
             return bytes(size)
+        payload = self.payload(k)
+        if self.source.codec == CompressionType.ZLIB:  # zstd gives nothing before a whole block
+            payload = payload[: 2 * size + _CODE_TABLES]
         try:
-            return prefix(self.source.codec, self.payload(k), size)
+            return prefix(self.source.codec, payload, size)
         except CodecError:
             return b""  # inflating it whole says what is wrong, and where
 
@@ -178,23 +183,20 @@ class _Side:
 
 def _equal_payloads(old: _Side, new: _Side) -> Mask:
     """Return which clusters of a span have payloads that are proved equal."""
-    bound = np.minimum(old.bound, new.bound)
+    equal = np.zeros(len(old.at), bool)
     if old.zeros or new.zeros or old.source.codec != new.source.codec:
-        return np.zeros(bound.size, bool)
-    a, b = (np.frombuffer(side.payloads, np.uint8) for side in (old, new))
-    common = min(a.size, b.size)
-    if np.array_equal(a[:common], b[:common]):
-        return np.ones(bound.size, bool)
-    unequal = np.append(np.flatnonzero(a[:common] != b[:common]), common)
-    agree = unequal[np.searchsorted(unequal, old.at)] - old.at
-    equal: Mask = agree >= bound
-    for k in np.flatnonzero(~equal & (agree > 0)).tolist():
-        # Where they agree for as long as the stream lasts, what follows is not the payload.
-        size = old.source.cluster_size
-        equal[k] = (
-            payload_length(old.source.codec, old.payload(k)[: int(agree[k])], size) is not None
-        )
+        return equal
+    for k in range(len(old.at)):
+        length = min(old.bound[k], new.bound[k])
+        a, b = old.payload(k)[:length].tobytes(), new.payload(k)[:length].tobytes()
+        equal[k] = a == b or _same_stream(old.source, a, b)
     return equal
+
+
+def _same_stream(source: Source, a: bytes, b: bytes) -> bool:
+    """Tell whether two payloads agree for as long as the stream lasts: the rest is not theirs."""
+    agree = int(np.argmax(np.frombuffer(a, np.uint8) != np.frombuffer(b, np.uint8)))
+    return agree > 0 and payload_length(source.codec, a[:agree], source.cluster_size) is not None
 
 
 def _differences(
