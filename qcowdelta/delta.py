@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .extents import Extents
+from .image import Image
 from .reader import Readable
 from .units import MIB
 
@@ -79,8 +80,8 @@ class Delta(Protocol):
     """What turns a base's content into a target's: every feature reads or writes one of these."""
 
     @property
-    def base_size(self) -> int:
-        """The base's virtual size, bytes; beyond it the base counts as zeros."""
+    def base(self) -> Image:
+        """The base; beyond its end it counts as zeros."""
 
     @property
     def target(self) -> Readable:

@@ -9,13 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from .delta import CHANGE, WINDOW_ALIGNMENT, ChangeKind, Changes, ChangeWindow, DeltaStats
 from .errors import OptionError
 from .extents import Extents, Kind, Mask, Offsets, runs
 from .image import Image
-from .payloads import Outcome, PayloadComparer, comparable, has_data, rows_differ, rows_nonzero
+from .payloads import Outcome, PayloadComparer, Words, comparable, differing, has_data
 from .pieces import Classifier, Verdict
 from .units import MIB, SECTOR, align_down, usable_cpus
 
@@ -47,9 +46,8 @@ class ImageDelta:
     ) -> None:
         if not SECTOR <= granularity <= MAX_GRANULARITY or granularity & (granularity - 1):
             raise OptionError(f"a granularity of {granularity} is not a power of 2, 512 to 2 MiB")
-        self.old = old
+        self.base = old
         self.target = new
-        self.base_size = old.size
         self.granularity = granularity
         self.stats = DeltaStats()
         self._threads = threads or usable_cpus()
@@ -63,8 +61,8 @@ class ImageDelta:
         self.stats = DeltaStats()
         pools = _Pools(self._threads)
         pending: deque[_Window] = deque()
-        plan = _Plan(self.old, self.target, self.granularity)
-        comparer = _Comparer(self.old, self.target, self.granularity)
+        plan = _Plan(self.base, self.target, self.granularity)
+        comparer = _Comparer(self.base, self.target, self.granularity)
         try:
             for start, stop in plan:
                 window = _Window(comparer, start, stop)
@@ -166,35 +164,17 @@ class _Comparer:
         inside = np.arange(counts.sum()) - np.repeat(first, counts)
         granule = (np.repeat(new["start"], counts) + inside * unit) // self.granularity
         a, b = (None if side is None else side.reshape(-1, unit // 8) for side in (a, b))
-        return self._by_granule(a, b, granule, reads)
+        differs, old_nonzero, new_nonzero = differing(a, b, granule)
+        length = np.full(differs.size, self.granularity)
+        return Outcome(differs * self.granularity, length, old_nonzero, new_nonzero, 0, *reads)
 
-    def _read(self, number: int, extents: Extents) -> npt.NDArray[np.uint64] | None:
+    def _read(self, number: int, extents: Extents) -> Words | None:
         """Return the content of one side's pieces, or None where it is zeros by metadata."""
         if not (extents["kind"] != Kind.ZERO).any():
             return None
         view = memoryview(self._scratch.buffers[number])[: int(extents["length"].sum())]
         self._scratch.readers[number].read_extents(extents, view)
         return np.frombuffer(view, np.uint64)
-
-    def _by_granule(
-        self,
-        a: npt.NDArray[np.uint64] | None,
-        b: npt.NDArray[np.uint64] | None,
-        granule: npt.NDArray[np.int64],
-        reads: list[int],
-    ) -> Outcome:
-        zeros = np.zeros(granule.size, bool)
-        old_nonzero, new_nonzero = (
-            zeros if side is None else rows_nonzero(side) for side in (a, b)
-        )
-        differ = old_nonzero | new_nonzero if a is None or b is None else rows_differ(a, b)
-        first, _ = runs(granule)
-        differs, old, new = (
-            np.logical_or.reduceat(flags, first) for flags in (differ, old_nonzero, new_nonzero)
-        )
-        start = granule[first][differs] * self.granularity
-        length = np.full(start.size, self.granularity)
-        return Outcome(start, length, old[differs], new[differs], 0, *reads)
 
     def nonzero(self, start: int, stop: int) -> list[bool]:
         """Tell whether a range has anything but zeros in OLD, and in NEW."""

@@ -18,10 +18,12 @@ from blake3 import blake3
 
 from .extents import Extents, Kind, cut_at, runs
 from .image import Image
+from .threads import in_order
 from .units import MIB, ceil_div, usable_cpus
 
 LEAF = MIB
 FANOUT = 256
+_LEAVES_AT_ONCE = 64
 
 
 def content_digest(image: Image) -> bytes:
@@ -30,57 +32,118 @@ def content_digest(image: Image) -> bytes:
     Raises:
         CorruptImageError: content cannot be read.
     """
-    leaves = ceil_div(image.size, LEAF)
-    level = 0
-    while FANOUT**level < leaves:
-        level += 1
-    with ThreadPoolExecutor(usable_cpus(), "qcowdelta-hash") as pool:
-        top = _Tree(image, pool).node(max(level, 1), 0, leaves)
-    return blake3(image.size.to_bytes(8, "big") + top).digest()
+    tree = TreeHasher(image.size)
+    for index, digest in leaf_digests(image):
+        tree.add(index, digest)
+    return tree.root()
+
+
+def leaf_length(size: int, index: int) -> int:
+    """Return how long a leaf is on a disk of ``size`` bytes; 0 beyond its end."""
+    return max(0, min(LEAF, size - index * LEAF))
 
 
 @cache
-def _zero_leaf(length: int) -> bytes:
+def zero_leaf(length: int) -> bytes:
+    """Return the hash of a leaf of that many zeros."""
     return blake3(bytes(length)).digest()
 
 
 @cache
 def _zero_node(level: int) -> bytes:
-    """Return the hash of a full node over nothing but zeros."""
-    below = _zero_node(level - 1) if level > 1 else _zero_leaf(LEAF)
-    return blake3(below * FANOUT).digest()
+    """Return the hash of a full node over nothing but zeros; level 0 is a leaf."""
+    if level == 0:
+        return zero_leaf(LEAF)
+    return blake3(_zero_node(level - 1) * FANOUT).digest()
 
 
-class _Tree:
-    def __init__(self, image: Image, pool: ThreadPoolExecutor) -> None:
-        self._image, self._pool = image, pool
+class TreeHasher:
+    """Computes a root from leaves that come in order; those left out are zeros.
 
-    def node(self, level: int, first: int, count: int) -> bytes:
-        """Return the hash of a node over ``count`` leaves from leaf ``first`` on."""
-        below = FANOUT ** (level - 1)
-        unmapped = self._image.next_mapped(first * LEAF) >= (first + count) * LEAF
-        if unmapped and count == FANOUT**level:
-            return _zero_node(level)
-        if level == 1:
-            return blake3(b"".join(self._leaves(first, count))).digest()
-        children = range(first, first + count, below)
-        hashes = (self.node(level - 1, at, min(below, first + count - at)) for at in children)
-        return blake3(b"".join(hashes)).digest()
+    Args:
+        size: the disk's, bytes.
+    """
 
-    def _leaves(self, first: int, count: int) -> Iterator[bytes]:
-        start, stop = first * LEAF, min((first + count) * LEAF, self._image.size)
-        if start >= stop:
-            return iter(())
-        rows = self._image.extents(start, stop)
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._leaves = ceil_div(size, LEAF)
+        self._next = 0
+        self._open: list[list[bytes]] = [[]]  # by level, the hashes that wait for their node
+
+    def add(self, index: int, digest: bytes) -> None:
+        """Take the hash of leaf ``index``, above all before it and inside the disk."""
+        self._skip_to(index)
+        self._push(0, digest)
+        self._next = index + 1
+
+    def _skip_to(self, index: int) -> None:
+        while self._next < index:
+            level = 0
+            while not self._open[level] and self._next + FANOUT ** (level + 1) <= index:
+                level += 1
+                if level == len(self._open):
+                    self._open.append([])
+            self._push(level, _zero_node(level))
+            self._next += FANOUT**level
+
+    def _push(self, level: int, digest: bytes) -> None:
+        waiting = self._open[level]
+        waiting.append(digest)
+        if len(waiting) == FANOUT:
+            if level + 1 == len(self._open):
+                self._open.append([])
+            self._push(level + 1, blake3(b"".join(waiting)).digest())
+            waiting.clear()
+
+    def root(self) -> bytes:
+        """Return the root; nothing can be added after that."""
+        if self._next < self._leaves:
+            self._skip_to(self._leaves - 1)
+            self._push(0, zero_leaf(leaf_length(self._size, self._leaves - 1)))
+        top = 1
+        while FANOUT**top < self._leaves:
+            top += 1
+        self._open += [[] for _ in range(top + 1 - len(self._open))]
+        for level in range(top):
+            if self._open[level] or not self._leaves:
+                self._push(level + 1, blake3(b"".join(self._open[level])).digest())
+        return blake3(self._size.to_bytes(8, "big") + self._open[top][0]).digest()
+
+
+def leaf_digests(image: Image, threads: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yield (index, hash) of every leaf that metadata alone does not prove to be zeros, in order.
+
+    Raises:
+        CorruptImageError: content cannot be read.
+    """
+
+    def digest(rows: Extents) -> tuple[int, bytes]:
+        buffer = bytearray(int(rows["length"].sum()))
+        image.reader().read_extents(rows, memoryview(buffer))
+        return int(rows["start"][0]) // LEAF, blake3(buffer).digest()
+
+    with ThreadPoolExecutor(threads or usable_cpus(), "qcowdelta-hash") as pool:
+        yield from in_order(pool, digest, mapped_leaves(image), _LEAVES_AT_ONCE)
+
+
+def mapped_leaves(image: Image) -> Iterator[Extents]:
+    """Yield the extents of each leaf that is not zeros by metadata, in order."""
+    for rows in mapped_windows(image):
+        start, stop = int(rows["start"][0]), int(rows["start"][-1] + rows["length"][-1])
         rows = cut_at(rows, np.arange(start, stop, LEAF))
         begin, counts = runs(rows["start"] // LEAF)
-        groups = [rows[i : i + n] for i, n in zip(begin.tolist(), counts.tolist(), strict=True)]
-        return self._pool.map(self._leaf, groups)
+        for i, n in zip(begin.tolist(), counts.tolist(), strict=True):
+            leaf = rows[i : i + n]
+            if (leaf["kind"] != Kind.ZERO).any():
+                yield leaf
 
-    def _leaf(self, rows: Extents) -> bytes:
-        length = int(rows["length"].sum())
-        if (rows["kind"] == Kind.ZERO).all():
-            return _zero_leaf(length)
-        buffer = bytearray(length)
-        self._image.reader().read_extents(rows, memoryview(buffer))
-        return blake3(buffer).digest()
+
+def mapped_windows(image: Image) -> Iterator[Extents]:
+    """Yield the extents of each window of whole leaves in which anything is mapped, in order."""
+    window = _LEAVES_AT_ONCE * LEAF
+    position = image.next_mapped(0)
+    while position < image.size:
+        start = position // window * window
+        stop = min(start + window, image.size)
+        yield image.extents(start, stop)
+        position = image.next_mapped(stop) if stop < image.size else stop

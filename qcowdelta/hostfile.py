@@ -47,12 +47,14 @@ _FIEMAP_EXTENT = np.dtype(
     ]
 )
 _FIEMAP_BATCH = 512
-_FEW_HOLES = 256 << 10
 _EXTENT_LAST = 0x1
 _EXTENT_SHARED = 0x2000
 # File systems whose FIEMAP_EXTENT_SHARED means "this physical range, and another file may own it
 # too", physical being one address space for the whole file system: btrfs, OCFS2, XFS.
 _SHARING_FILE_SYSTEMS = {0x9123683E, 0x7461636F, 0x58465342}
+
+WORTH_ASKING = 256 << 10
+"""Asking the file system about fewer bytes than this takes longer than reading them."""
 
 
 class HostFile:
@@ -222,7 +224,7 @@ class HostFile:
         blocks is not asked: finding its holes takes longer than reading them.
         """
         missing = self.size - os.fstat(self._fd).st_blocks * 512
-        if missing < _FEW_HOLES:
+        if missing < WORTH_ASKING:
             data = np.array([start, max(start, min(stop, self.size))], np.int64)
         else:
             data = self.data_ranges(start, stop).reshape(-1)

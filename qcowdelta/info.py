@@ -15,7 +15,7 @@ from .qcow2.geometry import ALL_SUBCLUSTERS, ALL_ZERO, COMPRESSED, OFFSET_MASK, 
 from .qcow2.header import CRYPT_NAMES, Header, feature_names, is_qcow2, read_header
 from .qcow2.layout import Autoclear, Compatible, ExtensionType, Incompatible
 from .qcow2.snapshots import read_snapshots
-from .qcow2.tables import ClusterMap, read_l1
+from .qcow2.tables import ClusterMap
 from .units import SECTOR, align_up
 
 
@@ -47,11 +47,11 @@ def table_statistics(file: HostFile, header: Header) -> TableStatistics:
         CorruptImageError: a table is damaged or lies beyond the end of the file.
     """
     geometry = header.geometry
-    l1 = read_l1(file, geometry, header.l1_table_offset, geometry.l1_entries(header.size))
+    needed = geometry.l1_entries(header.size)
+    tables = ClusterMap(file, header, header.l1_table_offset, needed)
     total = geometry.clusters(header.size)
     counts = np.zeros(5, np.int64)
     external = header.has(Incompatible.EXTERNAL_DATA_FILE)
-    tables = ClusterMap(file, file, geometry, header.version, l1, external=external)
     for _, entries in tables.stretches(total):
         words = entries[:, 0]
         compressed = (words & np.uint64(COMPRESSED)) != 0
@@ -66,7 +66,7 @@ def table_statistics(file: HostFile, header: Header) -> TableStatistics:
         counts[:3] += [int(mask.sum()) for mask in (data, compressed, zero)]
     data_count, compressed_count, zero_count, data_units, zero_units = counts.tolist()
     return TableStatistics(
-        l2_tables=int((l1 != 0).sum()),
+        l2_tables=int((tables.l1 != 0).sum()),
         data=data_count,
         compressed=compressed_count,
         zero=zero_count,

@@ -12,11 +12,37 @@ from .qcow2.codec import CodecError, inflate
 from .qcow2.layout import CompressionType
 
 
+class SourceFile(Protocol):
+    """What can be read by offset: a host file, or what takes the place of one."""
+
+    @property
+    def path(self) -> str:
+        """Its name, for messages."""
+
+    @property
+    def size(self) -> int:
+        """Its length, bytes."""
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """What identifies it, whatever it is called."""
+
+    @property
+    def mtime_ns(self) -> int:
+        """When its content was last modified, in nanoseconds since the epoch."""
+
+    def fileno(self) -> int | None:
+        """Return the descriptor its bytes can be copied from; None: they are no file's."""
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from ``offset``; what lies beyond :attr:`size` is zeros."""
+
+
 @dataclass(frozen=True)
 class Source:
     """The file that holds a layer's data, and how its compressed clusters are coded."""
 
-    file: HostFile
+    file: SourceFile
     cluster_size: int
     codec: CompressionType = CompressionType.ZLIB
 

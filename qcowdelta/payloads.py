@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .extents import Extents, Kind, Mask, Offsets
+from .extents import Extents, Kind, Mask, Offsets, runs
 from .layer import Source
 from .pieces import Pieces
 from .qcow2.codec import CodecError, payload_length, prefix
@@ -28,6 +28,7 @@ _GLANCE = 64
 _CODE_TABLES = 512  # what a deflate stream begins with, at most, about
 
 
+Words: TypeAlias = npt.NDArray[np.uint64]
 Difference: TypeAlias = tuple[int, int, bool, bool]
 """A guest range that differs (start, length), and whether OLD and NEW have more than zeros."""
 
@@ -59,16 +60,30 @@ class Outcome:
         return cls(columns[0], columns[1], old_nonzero, new_nonzero, equal_payload, *reads)
 
 
-def rows_differ(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> Mask:
-    """Tell which rows of two arrays differ."""
-    differ: Mask = np.any(a != b, axis=1)
-    return differ
+def differing(old: Words | None, new: Words | None, granule: Offsets) -> tuple[Offsets, Mask, Mask]:
+    """Compare content, given in rows, granule by granule.
 
+    Args:
+        old: one side's rows; None where all are zeros.
+        new: the other's.
+        granule: the number of the granule that each row lies in, ascending.
 
-def rows_nonzero(rows: npt.NDArray[np.uint64]) -> Mask:
-    """Tell which rows are not all zeros."""
-    nonzero: Mask = np.bitwise_or.reduce(rows, axis=1) != 0
-    return nonzero
+    Returns:
+        The numbers of the granules that differ, and whether each has more than zeros in OLD, and
+        in NEW.
+    """
+    old_nonzero, new_nonzero = (
+        np.zeros(granule.size, bool) if rows is None else np.bitwise_or.reduce(rows, axis=1) != 0
+        for rows in (old, new)
+    )
+    differ = old_nonzero | new_nonzero
+    if old is not None and new is not None:
+        differ = np.any(old != new, axis=1)
+    first, _ = runs(granule)
+    differs, old_data, new_data = (
+        np.logical_or.reduceat(flags, first) for flags in (differ, old_nonzero, new_nonzero)
+    )
+    return granule[first][differs], old_data[differs], new_data[differs]
 
 
 def comparable(pieces: Pieces, old: tuple[Source, ...], new: tuple[Source, ...]) -> Mask:
@@ -216,17 +231,13 @@ def _differences(
             if a[:shared] != b[:shared] and (old_data or old.zeros) and (new_data or new.zeros):
                 yield start, size, old_data, new_data
                 continue
-        yield from _by_granule(old.whole(k, size), new.whole(k, size), start, granularity)
-
-
-def _by_granule(old: bytes, new: bytes, start: int, granularity: int) -> Iterator[Difference]:
-    """Compare two clusters' content, a granule at a time or, where that is larger, in one."""
-    unit = min(len(new), granularity)
-    a, b = (np.frombuffer(data, np.uint64).reshape(-1, unit // 8) for data in (old, new))
-    rows = np.flatnonzero(rows_differ(a, b))
-    nonzero = zip(rows_nonzero(a[rows]), rows_nonzero(b[rows]), strict=True)
-    for row, (old_data, new_data) in zip(rows.tolist(), nonzero, strict=True):
-        yield start + row * unit, unit, bool(old_data), bool(new_data)
+        unit = min(size, granularity)
+        a_rows, b_rows = (
+            np.frombuffer(side.whole(k, size), np.uint64).reshape(-1, unit // 8) for side in sides
+        )
+        flags = differing(a_rows, b_rows, np.arange(size // unit))
+        for row, old_data, new_data in zip(*(f.tolist() for f in flags), strict=True):
+            yield start + row * unit, unit, old_data, new_data
 
 
 def has_data(data: bytes) -> bool:

@@ -19,10 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .extents import Extents, Kind, Mask, Offsets, coalesce, cut_at, cut_index, guest_points, pick
+from .hostfile import WORTH_ASKING, HostFile
 from .image import Image
-
-# Asking the file system about a shorter run costs more than reading it.
-_WORTH_ASKING = 256 << 10
 
 
 class Verdict(IntEnum):
@@ -121,9 +119,12 @@ class Classifier:
         for name, image in (("old", self._old), ("new", self._new)):
             side = getattr(pieces, name)
             for number in np.unique(side["source"][_open_data(pieces, side)]).tolist():
+                file = image.sources[number].file
+                if not isinstance(file, HostFile):
+                    continue
                 side = getattr(pieces, name)
                 mask = _open_data(pieces, side) & (side["source"] == number)
-                holes = _ask(side[mask], image.sources[number].file.hole_ranges)
+                holes = _ask(side[mask], file.hole_ranges)
                 if holes.size:
                     pieces.cut(guest_points(side, mask, np.unique(holes)))
                     side = getattr(pieces, name)
@@ -140,6 +141,8 @@ class Classifier:
                 continue
             tables = []
             for name, file in (("old", files[0]), ("new", files[1])):
+                if not isinstance(file, HostFile):
+                    break
                 side, mask = getattr(pieces, name), _between(pieces, a, b)
                 tables.append(_ask(side[mask], file.shared_ranges))
                 pieces.cut(guest_points(side, mask, np.unique(tables[-1][:, :2])))
@@ -171,7 +174,7 @@ def _ask(rows: Extents, question: Callable[[int, int], Offsets]) -> Offsets:
     the answers come back as one array of such rows, sorted and apart.
     """
     merged = coalesce(rows)
-    merged = np.sort(merged[merged["length"] >= _WORTH_ASKING], order="host")
+    merged = np.sort(merged[merged["length"] >= WORTH_ASKING], order="host")
     answers, done = [], 0
     for start, length in zip(merged["host"].tolist(), merged["length"].tolist(), strict=True):
         start, stop = max(start, done), start + length

@@ -37,6 +37,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("diff",),
     # What takes a delta or an image.
     ("base", "naming", "output"),
+    ("choosing", "copying"),
+    ("clusters",),
     ("info", "inspect", "overlay", "verify"),
     # The command line.
     ("cli.options", "cli.show"),

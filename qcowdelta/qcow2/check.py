@@ -30,7 +30,7 @@ from .geometry import (
 from .header import Header, read_bitmaps_info
 from .layout import Autoclear, ExtensionType, Incompatible
 from .snapshots import read_snapshots
-from .tables import ClusterMap, read_l1, read_words
+from .tables import ClusterMap, read_words
 
 MESSAGES = 20
 _WINDOW = 1 << 24
@@ -138,16 +138,8 @@ class _Check:
 
     def _map(self, state: _State) -> ClusterMap:
         """Read one L1 table. They are read anew for each use: there can be many snapshots."""
-        l1 = read_l1(self._file, self._geometry, state.offset, state.size)
         # The data file's length is not looked at: only this file's clusters are counted.
-        return ClusterMap(
-            self._file,
-            self._file,
-            self._geometry,
-            self._header.version,
-            l1,
-            external=self._header.has(Incompatible.EXTERNAL_DATA_FILE),
-        )
+        return ClusterMap(self._file, self._header, state.offset, state.size)
 
     def _read_bitmaps(self) -> tuple[Bitmap, ...]:
         if not self._header.has_autoclear(Autoclear.BITMAPS):

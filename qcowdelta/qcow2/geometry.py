@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import OptionError
 from ..units import ClusterIndex, GuestOffset, HostOffset, ceil_div
 
 Entries: TypeAlias = npt.NDArray[np.uint64]
@@ -33,6 +34,21 @@ class Geometry:
 
     cluster_bits: int
     extended_l2: bool = False
+
+    @classmethod
+    def of_size(cls, cluster_size: int, *, subclusters: bool = False) -> Geometry:
+        """Return the geometry of an image that is to be written.
+
+        Raises:
+            OptionError: the cluster size is not a power of two, 512 to 2 MiB, or too small for
+                sub-clusters.
+        """
+        bits = cluster_size.bit_length() - 1
+        if not 9 <= bits <= 21 or cluster_size != 1 << bits:
+            raise OptionError(f"a cluster size of {cluster_size} is not a power of 2, 512 to 2 MiB")
+        if subclusters and bits < 14:
+            raise OptionError("sub-clusters need clusters of 16 KiB or more")
+        return cls(bits, subclusters)
 
     @property
     def cluster_size(self) -> int:

@@ -8,7 +8,7 @@ from ..hostfile import HostFile
 from ..layer import Source
 from .header import CRYPT_NAMES, Header
 from .snapshots import Snapshot, find_snapshot, read_snapshots
-from .tables import ClusterMap, read_l1
+from .tables import ClusterMap
 
 
 class Qcow2Layer:
@@ -47,7 +47,8 @@ class Qcow2Layer:
         self.header = header
         self.geometry = header.geometry
         self.unit = self.geometry.unit
-        self.source = Source(data_file or file, self.geometry.cluster_size, header.compression_type)
+        self._data = data_file or file
+        self.source = Source(self._data, self.geometry.cluster_size, header.compression_type)
         self.snapshots = read_snapshots(file, header)
         self.snapshot: Snapshot | None = None
         if snapshot is not None:
@@ -66,16 +67,7 @@ class Qcow2Layer:
                 offset=state.l1_table_offset,
             )
         # Entries beyond the disk's size hold VM state, which is none of the disk's content.
-        l1 = read_l1(self.file, self.geometry, state.l1_table_offset, needed)
-        data = self.source.file
-        return ClusterMap(
-            self.file,
-            data,
-            self.geometry,
-            self.header.version,
-            l1,
-            external=data is not self.file,
-        )
+        return ClusterMap(self.file, self.header, state.l1_table_offset, needed, self._data)
 
     def extents(self, start: int, stop: int) -> Extents:
         """Return what ``[start, stop)`` is in this file alone."""
@@ -87,5 +79,5 @@ class Qcow2Layer:
 
     def close(self) -> None:
         """Close the file, and the data file."""
-        self.source.file.close()
+        self._data.close()
         self.file.close()

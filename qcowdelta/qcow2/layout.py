@@ -6,10 +6,7 @@ the tables do that, with names and offsets in their messages.
 
 from __future__ import annotations
 
-import io
-import struct
 from enum import IntEnum, IntFlag
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,6 @@ from construct import (
     Bytes,
     Const,
     Construct,
-    ConstructError,
     GreedyRange,
     If,
     Int8ub,
@@ -32,7 +28,8 @@ from construct import (
     this,
 )
 
-from ..errors import FormatError, PathName
+from ..declare import compiled as compiled
+from ..declare import parse as parse
 
 MAGIC = b"QFI\xfb"
 
@@ -194,35 +191,3 @@ BitmapHeader = Struct(
     "extra_data_size" / Int32ub,
 )
 """A bitmap directory entry's fixed 24 bytes; extra data and name follow, padded to 8 bytes."""
-
-
-@cache
-def compiled(declaration: Any) -> Any:
-    """Return a declaration compiled to Python code, for what occurs by the ten thousands."""
-    return declaration.compile()
-
-
-def parse(
-    declaration: Any, data: bytes, *, path: PathName, offset: int, name: str, **context: Any
-) -> Any:
-    """Parse ``data``, found at ``offset`` of ``path``, by a declaration of this module.
-
-    Raises:
-        FormatError: it does not have that shape; the message names the field and its offset.
-    """
-    stream = io.BytesIO(data)
-    try:
-        return declaration.parse_stream(stream, **context)
-    except (ConstructError, struct.error) as error:  # what is compiled raises the latter
-        field = (
-            (getattr(error, "path", None) or "")
-            .removeprefix("(parsing)")
-            .replace(" -> ", ".")
-            .strip()
-        )
-        raise FormatError(
-            "ends early or has an impossible value",
-            path=path,
-            offset=offset + stream.tell(),
-            field=name + field,
-        ) from error

@@ -28,6 +28,8 @@ from .geometry import (
     Entries,
     Geometry,
 )
+from .header import Header
+from .layout import Incompatible
 
 _READ_AT_ONCE = 1 << 20
 _ENTRIES_AT_ONCE = 1 << 16
@@ -92,30 +94,29 @@ class ClusterMap:
 
     Args:
         file: the qcow2 file, which holds the tables.
-        data: the file that holds the data clusters: the same, or the external data file.
-        external: whether there is an external data file, though it may not be opened here.
-        geometry: cluster size and kind of L2 entries.
-        version: 2 or 3; version 2 has no zero clusters.
-        l1: what :func:`read_l1` returned.
+        header: its header.
+        l1_offset, l1_entries: where the L1 table lies, and how much of it is read.
+        data: the external data file; None where there is none, or it is not opened.
+
+    Raises:
+        CorruptImageError: the L1 table is damaged, see :func:`read_l1`.
     """
 
     def __init__(
         self,
         file: HostFile,
-        data: HostFile,
-        geometry: Geometry,
-        version: int,
-        l1: Offsets,
-        *,
-        external: bool,
+        header: Header,
+        l1_offset: int,
+        l1_entries: int,
+        data: HostFile | None = None,
     ) -> None:
         self._file = file
-        self._data = data
-        self._external = external
-        self._geometry = geometry
-        self._version = version
-        self._l1 = l1
-        self._mapped = np.flatnonzero(l1)
+        self._data = data or file
+        self._external = header.has(Incompatible.EXTERNAL_DATA_FILE)
+        self._geometry = header.geometry
+        self._version = header.version
+        self._l1 = read_l1(file, header.geometry, l1_offset, l1_entries)
+        self._mapped = np.flatnonzero(self._l1)
 
     @property
     def l1(self) -> Offsets:

@@ -1,0 +1,1 @@
+"""The portable cluster patch: formats/cluster-patch.md."""

@@ -1,0 +1,192 @@
+"""Decoding segments of a patch with the base they were made from."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+from blake3 import blake3
+
+from ..errors import (
+    BaseMismatchError,
+    CorruptImageError,
+    FormatError,
+    ImageError,
+    PathName,
+    printable,
+)
+from ..ranges import RangeReader
+from ..reader import Readable
+from ..units import MIB
+from .codec import Buffer, CodecError, decode
+from .container import PatchFile
+from .layout import LEAF, OperationKind, Space
+from .segment import Rows, Segment
+from .spool import Spool
+
+_CACHE = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The content of a segment's range of the target, and which other segments it needed."""
+
+    content: memoryview
+    references: tuple[int, ...]
+
+
+class SegmentDecoder:
+    """Decodes segments and keeps those used last; safe to be used by several threads.
+
+    What other segments refer to is also kept in a nameless temporary file, so that no segment is
+    decoded again and again, however little memory there is.
+
+    Args:
+        patch: the patch.
+        base: what it was made from.
+        folder: where the temporary file is; None takes the system's folder for them.
+    """
+
+    def __init__(self, patch: PatchFile, base: Readable, folder: PathName | None = None) -> None:
+        self._patch = patch
+        self._base = RangeReader(base)
+        self._kept: OrderedDict[int, Future[Decoded]] = OrderedDict()
+        self._capacity = max(4, _CACHE // patch.header.segment_size)
+        self._lock = threading.Lock()
+        self._spool = Spool(folder)
+        self._spooled: dict[int, tuple[int, ...]] = {}
+        self.verified = np.zeros(patch.entries.size, bool)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self._spool.close()
+
+    def content(self, at: int) -> memoryview:
+        """Return the target's content in the range of the segment at a place of the index.
+
+        Raises:
+            CorruptImageError: the patch or the base is damaged.
+            FormatError: the segment breaks a rule.
+            BaseMismatchError: the base is not the one the patch was made from.
+        """
+        return self._decoded(at).content
+
+    def _decoded(self, at: int) -> Decoded:
+        with self._lock:
+            future = self._kept.get(at)
+            mine = future is None
+            if future is None:
+                future = self._kept[at] = Future()
+            self._kept.move_to_end(at)
+            while len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
+        if mine:
+            # Segments refer only to earlier ones, so no two threads can wait for each other.
+            try:
+                future.set_result(self._decode(at))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    def _keep(self, at: int, decoded: Decoded) -> None:
+        """Put a segment that others refer to into the temporary file."""
+        if at not in self._spooled:
+            number = int(self._patch.entries["number"][at])
+            self._spool.write(decoded.content, number << self._patch.header.segment_bits)
+            self._spooled[at] = decoded.references
+
+    def _decode(self, at: int) -> Decoded:
+        segment = self._patch.segment(at)
+        self._prepare(segment)
+        content = bytearray(segment.length)
+        self._fill_same(segment, content)
+        copies = segment.of_kind(OperationKind.COPY_BASE)
+        parts = segment.of_space(Space.BASE)
+        copied, dictionary = self._read_base(segment, copies, parts)
+        _place(content, copies, copied)
+        copies = segment.of_kind(OperationKind.COPY_TARGET)
+        _place(content, copies, self._spool.read(copies["source"], copies["length"]))
+        parts = segment.of_space(Space.TARGET)
+        whole = b"".join([dictionary, self._spool.read(parts["start"], parts["length"])])
+        data = self._data(segment, whole)
+        _place(content, segment.of_kind(OperationKind.DATA), memoryview(data))
+        self._check(segment, content)
+        self.verified[at] = True
+        decoded = Decoded(memoryview(content).toreadonly(), segment.references)
+        if self._patch.entries["users"][at]:
+            self._keep(at, decoded)
+        return decoded
+
+    def _fill_same(self, segment: Segment, content: bytearray) -> None:
+        """Fill in what no operation covers with the base's content at the same place."""
+        rows = segment.operations
+        if int(rows["length"].astype(np.int64).sum()) == segment.length:
+            return
+        self._base.read_into(segment.start, memoryview(content))
+        for row in segment.of_kind(OperationKind.ZERO):
+            start, length = int(row["start"]), int(row["length"])
+            content[start : start + length] = bytes(length)
+
+    def _read_base(self, segment: Segment, copies: Rows, parts: Rows) -> tuple[memoryview, ...]:
+        """Read what the base gives to copies and to the dictionary, and check it."""
+        starts = np.concatenate([copies["source"], parts["start"]]).astype(np.int64)
+        lengths = np.concatenate([copies["length"], parts["length"]]).astype(np.int64)
+        used = self._base.read(starts, lengths)
+        if blake3(used).digest() != segment.base_digest:
+            raise BaseMismatchError(
+                f"{printable(self._patch.path)}: the base is not the one that this patch was made "
+                f"from: what segment {segment.number} takes from it is different"
+            )
+        middle = int(copies["length"].astype(np.int64).sum())
+        return used[:middle], used[middle:]
+
+    def _prepare(self, segment: Segment) -> None:
+        """Have all that a segment refers to in the temporary file."""
+        for number in segment.references:
+            at = self._patch.find(number)
+            if at is None:
+                raise self._broken(segment, f"refers to segment {number}, which is not stored")
+            if at not in self._spooled:
+                self._keep(at, self._decoded(at))
+            if not set(self._spooled[at]).issubset(segment.references):
+                raise self._broken(
+                    segment, f"refers to segment {number}, but not to all that this refers to"
+                )
+
+    def _broken(self, segment: Segment, what: str) -> FormatError:
+        return FormatError(
+            f"segment {segment.number} {what}",
+            path=self._patch.path,
+            field="segment.references",
+        )
+
+    def _data(self, segment: Segment, dictionary: Buffer) -> Buffer:
+        try:
+            return decode(segment.codec, segment.payload, segment.data_length, dictionary)
+        except CodecError as error:
+            raise self._damaged(segment, f"the payload {error}") from error
+
+    def _check(self, segment: Segment, content: bytearray) -> None:
+        view = memoryview(content)
+        for index, digest in enumerate(segment.leaf_digests):
+            if blake3(view[index * LEAF : (index + 1) * LEAF]).digest() != digest:
+                raise self._damaged(segment, "the result is not what it should be")
+
+    def _damaged(self, segment: Segment, what: str) -> ImageError:
+        return CorruptImageError(
+            f"segment {segment.number} (guest offset {segment.start:#x}): {what}",
+            path=self._patch.path,
+            field="segment",
+        )
+
+
+def _place(content: bytearray, rows: Rows, data: memoryview) -> None:
+    """Put the bytes of operations, one behind the other, where they belong."""
+    at = 0
+    for start, length in zip(rows["start"].tolist(), rows["length"].tolist(), strict=True):
+        content[start : start + length] = data[at : at + length]
+        at += length

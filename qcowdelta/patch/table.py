@@ -1,0 +1,48 @@
+"""A table from keys to offsets that never grows: what is new replaces what is in its place."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_MIN_BITS, _MAX_BITS = 10, 23
+
+Offsets = npt.NDArray[np.int64]
+
+
+class Table:
+    """Maps keys to offsets, each key to one place, which it shares with others.
+
+    When more keys are put than there are places, an even sample of them remains.
+
+    Args:
+        expected: how many keys are expected.
+    """
+
+    def __init__(self, expected: int) -> None:
+        bits = min(max((2 * expected).bit_length(), _MIN_BITS), _MAX_BITS)
+        self._shift = np.uint64(64 - bits)
+        self._offset = np.zeros(1 << bits, np.int64)  # one more than the offset
+        self._check = np.zeros(1 << bits, np.uint32)
+        self.crowded = expected > 1 << bits
+
+    def _places(self, keys: npt.NDArray[np.uint64]) -> tuple[Offsets, npt.NDArray[np.uint32]]:
+        mixed = keys * _MIX
+        return (mixed >> self._shift).astype(np.int64), mixed.astype(np.uint32)
+
+    def put(self, keys: npt.NDArray[np.uint64], offsets: Offsets) -> None:
+        """Remember where keys are; of equal ones the last counts."""
+        place, check = self._places(keys)
+        self._offset[place] = offsets + 1
+        self._check[place] = check
+
+    def put_new(self, keys: npt.NDArray[np.uint64], offsets: Offsets) -> None:
+        """Remember where keys are, but leave what is in their places."""
+        free = self._offset[self._places(keys)[0]] == 0
+        self.put(keys[free][::-1], offsets[free][::-1])
+
+    def get(self, keys: npt.NDArray[np.uint64]) -> Offsets:
+        """Return where keys are; -1 for those that are not known."""
+        place, check = self._places(keys)
+        return np.where(self._check[place] == check, self._offset[place] - 1, -1)

@@ -1,0 +1,94 @@
+"""Output that a later run can go on with when the one before was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from types import TracebackType
+
+from .errors import OutputError, PathName, printable
+from .journal import Journal
+from .output import AtomicOutput
+
+
+class ResumableOutput(AtomicOutput):
+    """A file written under a hidden name beside its own, with a journal of what is written.
+
+    A kill leaves both behind, for the next run to go on with or to begin anew. Whoever goes on
+    has to check the result, since a crash of the machine may have lost what the journal tells.
+
+    Args:
+        path: the name it gets.
+        identity: 32 bytes that tell apart what must not be mixed: inputs, options, version.
+        force: replace what is there.
+        resume: go on with what an earlier run left, and leave it when this one fails too.
+
+    Attributes:
+        resumed: whether an earlier run's work is used.
+        journal: what is written.
+
+    Raises:
+        OutputError: something is there already, or another process is writing it.
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(
+        self, path: PathName, identity: bytes, *, force: bool = False, resume: bool = False
+    ) -> None:
+        self._identity, self._resume = identity, resume
+        self._journal_path = _beside(path, "journal")
+        super().__init__(path, force=force)
+        try:
+            self._begin()
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _open(self) -> int:
+        self._temporary = _beside(self.path, "partial")
+        return _open(self._temporary)
+
+    def _begin(self) -> None:
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise self._busy() from error
+        if not os.path.samestat(os.fstat(self.fd), os.stat(_beside(self.path, "partial"))):
+            raise self._busy()  # it had just finished, and the file we locked is its result
+        self.journal = Journal(_open(self._journal_path), self._identity, fresh=not self._resume)
+        self.resumed = len(self.journal) > 0
+        if not self.resumed:
+            os.ftruncate(self.fd, 0)
+
+    def _busy(self) -> OutputError:
+        return OutputError(f"{printable(self.path)}: another qcowdelta is writing it")
+
+    def _temporary_name(self) -> str:
+        return _beside(self.path, "partial")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        kept = kind is not None and self._resume
+        if kept:
+            self._temporary = None
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self.journal.close()
+            if not kept:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._journal_path)
+
+
+def _beside(path: PathName, what: str) -> str:
+    folder, name = os.path.split(os.fspath(path))
+    return os.path.join(folder, f".{name}.qcowdelta-{what}")
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
