@@ -63,6 +63,7 @@ class DeltaStats:
         zero: zeros on both sides, by metadata.
         equal_payload: compressed on both sides, with the same payload.
         shared_extent: the same physical blocks on both sides, says the host file system.
+        told: changed, as a patch over the same base says.
         read: decided by comparing content.
         bytes_read_old, bytes_read_new: guest bytes that were read (or inflated) for that.
     """
@@ -71,21 +72,18 @@ class DeltaStats:
     zero: int = 0
     equal_payload: int = 0
     shared_extent: int = 0
+    told: int = 0
     read: int = 0
     bytes_read_old: int = 0
     bytes_read_new: int = 0
 
 
-class Delta(Protocol):
-    """What turns a base's content into a target's: every feature reads or writes one of these."""
+class ChangeSource(Protocol):
+    """What tells the changes between a base and a target, but not the target's content."""
 
     @property
-    def base(self) -> Image:
-        """The base; beyond its end it counts as zeros."""
-
-    @property
-    def target(self) -> Readable:
-        """The target's content, of which only the changed ranges need be read."""
+    def size(self) -> int:
+        """The target's virtual size, bytes."""
 
     @property
     def granularity(self) -> int:
@@ -97,6 +95,18 @@ class Delta(Protocol):
 
     def windows(self) -> Iterator[ChangeWindow]:
         """Find the changes, window by window."""
+
+
+class Delta(ChangeSource, Protocol):
+    """What turns a base's content into a target's: every sink takes one of these."""
+
+    @property
+    def base(self) -> Image:
+        """The base; beyond its end it counts as zeros."""
+
+    @property
+    def target(self) -> Readable:
+        """The target's content, of which only the changed ranges need be read."""
 
 
 @dataclass

@@ -48,6 +48,7 @@ class ImageDelta:
             raise OptionError(f"a granularity of {granularity} is not a power of 2, 512 to 2 MiB")
         self.base = old
         self.target = new
+        self.size = new.size
         self.granularity = granularity
         self.stats = DeltaStats()
         self._threads = threads or usable_cpus()
@@ -266,6 +267,7 @@ class _Window:
             stats.bytes_read_new += outcome.read_new
             self._mark(flags, outcome)
         self._count(stats, equal_payload)
+        self._mark_told(flags)
         self._look_again(flags)
         return ChangeWindow(self._start, self._stop, self._changes(flags), self._pieces.new)
 
@@ -278,11 +280,29 @@ class _Window:
         flags.old_nonzero[granule[outcome.old_nonzero]] = True
         flags.new_nonzero[granule[outcome.new_nonzero]] = True
 
+    def _mark_told(self, flags: _Flags) -> None:
+        """Carry over what is known to differ without being read."""
+        pieces = self._pieces
+        told = pieces.verdict == Verdict.CHANGED
+        start, stop = pieces.start[told], pieces.start[told] + pieces.length[told]
+        for mask, field in (
+            (slice(None), flags.differs),
+            (slice(None), flags.new_nonzero),
+            (pieces.old["kind"][told] != Kind.ZERO, flags.old_nonzero),
+        ):
+            first = (start[mask] - self._start) // self._granularity
+            last = (stop[mask] - self._start - 1) // self._granularity
+            depth = np.zeros(field.size + 1, np.int64)
+            np.add.at(depth, first, 1)
+            np.add.at(depth, last + 1, -1)
+            field |= np.cumsum(depth[:-1]) > 0
+
     def _count(self, stats: DeltaStats, equal_payload: int) -> None:
         pieces = self._pieces
         stats.shared_layer += pieces.bytes_of(Verdict.SHARED_LAYER)
         stats.zero += pieces.bytes_of(Verdict.ZERO)
         stats.shared_extent += pieces.bytes_of(Verdict.SHARED_EXTENT)
+        stats.told += pieces.bytes_of(Verdict.CHANGED)
         stats.equal_payload += equal_payload
         stats.read += self.to_read - equal_payload
 
@@ -295,6 +315,7 @@ class _Window:
         payloads = self._payloads()
         known = (pieces.open & ~payloads) | (pieces.verdict == Verdict.ZERO)
         known |= payloads & (pieces.length >= size)
+        known |= pieces.verdict == Verdict.CHANGED
         sums = np.concatenate([[0], np.cumsum(np.where(known, pieces.length, 0))])
 
         def known_before(offset: Offsets) -> Offsets:

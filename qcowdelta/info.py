@@ -10,6 +10,8 @@ import numpy as np
 from .errors import ImageError, printable
 from .hostfile import HostFile
 from .identity import BaseIdentity
+from .patch.describe import describe_patch
+from .patch.header import is_patch
 from .qcow2.bitmaps import read_bitmaps
 from .qcow2.geometry import ALL_SUBCLUSTERS, ALL_ZERO, COMPRESSED, OFFSET_MASK, SUBCLUSTERS
 from .qcow2.header import CRYPT_NAMES, Header, feature_names, is_qcow2, read_header
@@ -82,6 +84,8 @@ def describe(file: HostFile) -> dict[str, Any]:
     Raises:
         FormatError, CorruptImageError: it cannot be read.
     """
+    if is_patch(file):
+        return describe_patch(file)
     base = {"filename": printable(file.path), "file_size": file.size}
     if not is_qcow2(file):
         return {**base, "format": "raw", "virtual_size": align_up(file.size, SECTOR)}

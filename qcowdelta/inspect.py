@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .delta import ChangeKind, Changes, Delta, DeltaStats, Progress, Summary
+from .delta import ChangeKind, Changes, ChangeSource, DeltaStats, Progress, Summary
 from .units import ceil_div
 
 
@@ -42,7 +42,7 @@ class Inspection:
 
 
 def inspect_delta(
-    delta: Delta,
+    delta: ChangeSource,
     *,
     cells: int = 1024,
     longest: int = 10,
@@ -61,7 +61,7 @@ def inspect_delta(
     Raises:
         CorruptImageError: something that has to be read cannot be.
     """
-    size = delta.target.size
+    size = delta.size
     granules = ceil_div(size, delta.granularity)
     cell_size = max(1, ceil_div(granules, cells)) * delta.granularity
     grid = np.zeros((len(ChangeKind), max(1, ceil_div(size, cell_size))), np.int64)

@@ -83,6 +83,10 @@ class Layer(Protocol):
         """Where the data of its extents lies."""
 
     @property
+    def changes_only(self) -> bool:
+        """Whether its data is known to differ from what lies below it, and to be no zeros."""
+
+    @property
     def size(self) -> int:
         """Its virtual size in bytes, a multiple of 512."""
 

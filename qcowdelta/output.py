@@ -8,6 +8,7 @@ import errno
 import os
 import secrets
 from types import TracebackType
+from typing import Self
 
 from .errors import OutputError, PathName, printable
 
@@ -68,7 +69,7 @@ class AtomicOutput:
         name = f".{os.path.basename(self.path)}.{secrets.token_hex(4)}.tmp"
         return os.path.join(self._folder, name)
 
-    def __enter__(self) -> AtomicOutput:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -2,7 +2,7 @@
 
 The proofs, cheapest first; each looks only at what those before it left open:
 
-1. the same place of the same file: equal;
+1. the same place of the same file: equal; the changes of a patch over this very base: changed;
 2. zeros on both sides by metadata, holes of the host files included: equal;
 3. both compressed: left to :mod:`.payloads`, which compares payloads before it inflates any;
 4. the same physical blocks, says the host file system: equal;
@@ -30,6 +30,8 @@ class Verdict(IntEnum):
     SHARED_LAYER = 1
     ZERO = 2
     SHARED_EXTENT = 3
+    CHANGED = 4
+    """Differs, and has more than zeros in NEW."""
 
 
 @dataclass
@@ -92,6 +94,9 @@ class Classifier:
             for image in (old, new)
         ]
         self._old_keys, self._new_keys = keys
+        # What a layer of changes has, its base has not: nothing of it need be compared.
+        over_old = keys[1][1:].tolist() == keys[0].tolist()
+        self._changes_only = new.layers[0].changes_only and over_old
 
     def pieces(self, start: int, stop: int) -> Pieces:
         """Return the pieces of ``[start, stop)`` with all verdicts that metadata can give.
@@ -101,6 +106,9 @@ class Classifier:
         """
         pieces = Pieces.pair(self._old.extents(start, stop), self._new.extents(start, stop))
         self._decide_shared_layers(pieces)
+        if self._changes_only:
+            changed = (pieces.new["kind"] == Kind.DATA) & (pieces.new["source"] == 0)
+            pieces.decide(changed, Verdict.CHANGED)
         self._find_holes(pieces)
         zero = (pieces.old["kind"] == Kind.ZERO) & (pieces.new["kind"] == Kind.ZERO)
         pieces.decide(zero, Verdict.ZERO)

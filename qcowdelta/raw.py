@@ -17,6 +17,7 @@ class RawLayer:
     """A raw image file. A length that is not whole sectors is padded with zeros, as in QEMU."""
 
     format = "raw"
+    changes_only = False
     unit = _HOST_BLOCK
 
     def __init__(self, file: HostFile) -> None:

@@ -46,26 +46,31 @@ class ResumableOutput(AtomicOutput):
             raise
 
     def _open(self) -> int:
-        self._temporary = _beside(self.path, "partial")
-        return _open(self._temporary)
+        self._temporary = self.partial
+        return _open(self.partial)
 
     def _begin(self) -> None:
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise self._busy() from error
-        if not os.path.samestat(os.fstat(self.fd), os.stat(_beside(self.path, "partial"))):
+        if not os.path.samestat(os.fstat(self.fd), os.stat(self.partial)):
             raise self._busy()  # it had just finished, and the file we locked is its result
         self.journal = Journal(_open(self._journal_path), self._identity, fresh=not self._resume)
         self.resumed = len(self.journal) > 0
         if not self.resumed:
             os.ftruncate(self.fd, 0)
 
+    @property
+    def partial(self) -> str:
+        """The hidden name."""
+        return _beside(self.path, "partial")
+
     def _busy(self) -> OutputError:
         return OutputError(f"{printable(self.path)}: another qcowdelta is writing it")
 
     def _temporary_name(self) -> str:
-        return _beside(self.path, "partial")
+        return self.partial
 
     def __exit__(
         self,

@@ -12,10 +12,15 @@ import sys
 import rich_click as click
 from click.exceptions import Exit
 
+from .apply import apply
 from .check import check
+from .combine import compose, index, invert
+from .convert import convert
 from .diff import diff
 from .info import info
 from .inspect import inspect
+from .memory import keep_freed_memory
+from .verify import verify
 
 ERROR = 2
 _SWITCH_INTERVAL = 0.0002
@@ -24,13 +29,24 @@ _SWITCH_INTERVAL = 0.0002
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qcowdelta")
 def cli() -> None:
-    """Find the difference between two disk images; write it as a native qcow2 overlay.
+    """Find the difference between two disk images; write it as a qcow2 overlay or a patch.
 
     Images are qcow2 (any version, snapshot or backing chain) or raw.
     """
 
 
-for command in (diff, inspect, info, check):
+for command in (
+    diff,
+    apply,
+    convert,
+    inspect,
+    info,
+    check,
+    verify,
+    compose,
+    invert,
+    index,
+):
     cli.add_command(command)
 
 
@@ -40,6 +56,7 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Threads hand the interpreter over after calls of some microseconds, not of milliseconds.
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    keep_freed_memory()
     sys.exit(_run())
 
 

@@ -44,7 +44,7 @@ def _print(found: dict[str, Any], out: Any) -> None:
     for name, value in _rows(found):
         grid.add_row(name, escape(value))
     out.print(grid)
-    for name in ("features", "extensions", "snapshots", "bitmaps"):
+    for name in ("features", "sections", "extensions", "snapshots", "bitmaps"):
         if found.get(name):
             out.print()
             out.print(_list(name, found[name]))
@@ -58,6 +58,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("virtual size", _size(found["virtual_size"])),
         ("file size", _size(found["file_size"])),
     ]
+    if found["format"].startswith("qcpatch"):
+        return rows + patch_rows(found)
     if found["format"] != "qcow2":
         return rows
     header, tables = found["header"], found["tables"]
@@ -79,6 +81,40 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if found[name] is not None:
             rows.append((name.replace("_", " "), found[name]))
     return rows + _delta(found["delta"])
+
+
+def patch_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a patch says of itself, as name and text."""
+    rows = [
+        ("base size", _size(found["base_size"])),
+        ("base digest", found["base_digest"]),
+        ("target digest", found["target_digest"]),
+        ("creator", found["creator"] or "not said"),
+        ("segments", f"{found['segments']:,} of up to {_size(found['segment_size'])}"),
+        ("memory", f"{_size(found['memory'])} to decode a segment, at most"),
+    ]
+    if "operations" not in found:
+        return rows
+    names = {
+        "copy_base": "copied from the base",
+        "copy_target": "copied from the target",
+        "data": "coded",
+        "zero": "zeros",
+    }
+    rows.append(("the same", _size(found["same_bytes"])))
+    for kind, name in names.items():
+        figures = found["operations"].get(kind)
+        if figures is not None:
+            rows.append((name, f"{_size(figures['bytes'])} by {figures['count']:,} operations"))
+    codecs = ", ".join(f"{count:,} {name}" for name, count in found["codecs"].items())
+    base, target = (found["dictionary_bytes"].get(name, 0) for name in ("base", "target"))
+    return [
+        *rows,
+        ("coded as", f"{_size(found['payload_bytes'])}; segments: {codecs or 'none'}"),
+        ("coded against", f"{_size(base)} of the base, {_size(target)} of the target"),
+        ("need others", f"{found['segments_referring']:,} segments"),
+        ("all else", _size(found["overhead_bytes"])),
+    ]
 
 
 def _feature_bits(header: dict[str, int]) -> str:

@@ -11,8 +11,10 @@ import rich_click as click
 from . import options as opt
 
 if TYPE_CHECKING:
+    from ..delta import ChangeSource
     from ..image import Image
     from ..inspect import Extent, Inspection
+    from ..patch.container import PatchFile
 
 _MAP_ROWS = 8
 _SHOWN = 10
@@ -20,8 +22,8 @@ _KINDS = {"ADDED": "data", "MODIFIED": "data", "ZEROED": "zero"}
 
 
 @click.command()
-@click.argument("old", type=opt.FILE, metavar="OLD|OVERLAY")
-@click.argument("new", type=opt.FILE, required=False)
+@click.argument("old", type=opt.FILE, metavar="OLD|OVERLAY|PATCH")
+@click.argument("new", type=opt.FILE, metavar="[NEW|PATCH]", required=False)
 @opt.formats
 @click.option("--cluster-size", type=opt.Size(), help="What to count in; default: OLD's.")
 @click.option("--clusters", is_flag=True, help="List every changed extent.")
@@ -30,8 +32,7 @@ _KINDS = {"ADDED": "data", "MODIFIED": "data", "ZEROED": "zero"}
 @opt.progress
 @opt.as_json
 def inspect(old: Path, new: Path | None, **options: Any) -> int:
-    """Show what changed between OLD and NEW, or what an OVERLAY changes in its backing file."""
-    from ..diff import ImageDelta
+    """Show what changed between OLD and NEW, or what an OVERLAY or a PATCH changes."""
     from ..inspect import inspect_delta
     from .show import console, progress
 
@@ -39,8 +40,7 @@ def inspect(old: Path, new: Path | None, **options: Any) -> int:
     extents: list[Extent] = []
     keep = extents.append if options["clusters"] or options["as_json"] else None
     with contextlib.ExitStack() as stack:
-        first, second = _open(stack, old, new, options)
-        delta = ImageDelta(first, second, granularity=_granularity(first, second, options))
+        delta, described = _source(stack, old, new, options)
         wanted = opt.wants_progress(options["progress"], options["as_json"])
         with progress(wanted, "Comparing") as show:
             found = inspect_delta(
@@ -51,10 +51,53 @@ def inspect(old: Path, new: Path | None, **options: Any) -> int:
                 progress=show,
             )
     if options["as_json"]:
-        _print_json(found, extents)
+        _print_json(found, extents, described)
     else:
-        _print(found, extents if options["clusters"] else None, out)
+        _print(found, extents if options["clusters"] else None, described, out)
     return int(options["exit_code"] and found.summary.changed_clusters > 0)
+
+
+def _source(
+    stack: contextlib.ExitStack, old: Path, new: Path | None, options: dict[str, Any]
+) -> tuple[ChangeSource, dict[str, Any] | None]:
+    """Return what tells the changes and, where that is a patch, what this says of itself."""
+    from ..diff import ImageDelta
+    from ..errors import OptionError
+    from ..image import open_image
+    from ..patch.describe import PatchChanges, describe_patch
+    from ..patch.open import open_patched
+
+    patch = _patch(stack, old if new is None else new)
+    if patch is None:
+        first, second = _open(stack, old, new, options)
+    elif new is None:
+        if options["cluster_size"] or options["old_format"] or options["old_snapshot"]:
+            raise OptionError("a patch alone is told in its own blocks; name OLD before it")
+        return PatchChanges(patch), describe_patch(patch.file)
+    else:
+        how = opt.policy(options["allow_path"], options["force_share"])
+        first = stack.enter_context(
+            open_image(
+                old, format=options["old_format"], snapshot=options["old_snapshot"], policy=how
+            )
+        )
+        second = stack.enter_context(open_patched(patch, first))
+    delta = ImageDelta(first, second, granularity=_granularity(first, second, options))
+    return delta, None if patch is None else describe_patch(patch.file)
+
+
+def _patch(stack: contextlib.ExitStack, path: Path) -> PatchFile | None:
+    """Open a file if it is a patch."""
+    from ..hostfile import HostFile
+    from ..patch.container import PatchFile
+    from ..patch.header import is_patch
+
+    file = HostFile.open(path, lock=False, device=True)
+    try:
+        found = is_patch(file)
+    finally:
+        file.close()
+    return stack.enter_context(PatchFile.open(path)) if found else None
 
 
 def _open(
@@ -84,7 +127,7 @@ def _granularity(old: Image, new: Image, options: dict[str, Any]) -> int:
     return int(old.cluster_size or new.cluster_size or 64 << 10) if given is None else int(given)
 
 
-def _print_json(found: Inspection, extents: list[Extent]) -> None:
+def _print_json(found: Inspection, extents: list[Extent], patch: dict[str, Any] | None) -> None:
     from .show import print_json
 
     summary, stats = found.summary, found.stats
@@ -100,6 +143,7 @@ def _print_json(found: Inspection, extents: list[Extent]) -> None:
                 kind.name.lower(): {"clusters": summary.count[kind], "bytes": summary.length[kind]}
                 for kind in summary.count
             },
+            **({} if patch is None else {"patch": patch}),
             "bytes_read_old": stats.bytes_read_old,
             "bytes_read_new": stats.bytes_read_new,
             "extents": [
@@ -115,12 +159,17 @@ def _print_json(found: Inspection, extents: list[Extent]) -> None:
     )
 
 
-def _print(found: Inspection, extents: list[Extent] | None, out: Any) -> None:
+def _print(
+    found: Inspection, extents: list[Extent] | None, patch: dict[str, Any] | None, out: Any
+) -> None:
     from rich.panel import Panel
 
     from .show import disk_map, size
 
     summary = found.summary
+    if patch is not None:
+        out.print(_patch_table(patch))
+        out.print()
     out.print(_table(found))
     title = f"the disk, {size(summary.size)}: a cell is {size(found.cell_size)}"
     legend = "[green]█ added[/] [yellow]█ modified[/] [magenta]█ zeroed[/] [dim]· unchanged[/]"
@@ -129,6 +178,20 @@ def _print(found: Inspection, extents: list[Extent] | None, out: Any) -> None:
     if summary.changed_clusters:
         shown = found.longest if extents is None else extents
         out.print(_extents(shown, "Longest extents" if extents is None else "Changed extents"))
+
+
+def _patch_table(patch: dict[str, Any]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from .info import patch_rows
+
+    grid = Table(box=None, show_header=False, pad_edge=False)
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for name, value in patch_rows(patch):
+        grid.add_row(name, escape(value))
+    return grid
 
 
 def _table(found: Inspection) -> Any:

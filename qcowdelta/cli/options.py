@@ -11,6 +11,7 @@ import rich_click as click
 
 if TYPE_CHECKING:
     from ..image import Image
+    from ..patch.container import PatchFile
     from ..policy import OpenPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,7 +39,9 @@ class Size(click.ParamType[int]):
         return int(digits) * _UNITS[text[len(digits) :]]
 
 
-def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds several options."""
+
     def add(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -47,7 +50,7 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
-opening = _all(
+opening = together(
     click.option(
         "--allow-path",
         multiple=True,
@@ -63,12 +66,24 @@ opening = _all(
     ),
 )
 
-formats = _all(
+formats = together(
     click.option("--old-format", type=FORMATS, help="OLD's format, instead of looking."),
     click.option("--new-format", type=FORMATS, help="NEW's format, instead of looking."),
     click.option("--old-snapshot", metavar="NAME", help="Take OLD as of an internal snapshot."),
     click.option("--new-snapshot", metavar="NAME", help="Take NEW as of an internal snapshot."),
 )
+
+
+def base_options(*, required: bool) -> Callable[[F], F]:
+    """Return the options that tell the base of a patch."""
+    return together(
+        click.option(
+            "--base", type=FILE, required=required, metavar="OLD", help="What it was made from."
+        ),
+        click.option("--base-format", type=FORMATS, help="OLD's format, instead of looking."),
+        click.option("--base-snapshot", metavar="NAME", help="OLD as of an internal snapshot."),
+    )
+
 
 progress = click.option(
     "--progress/--no-progress", default=None, help="Show progress; default: on a terminal."
@@ -100,6 +115,25 @@ def open_pair(old: Path, new: Path, options: dict[str, Any]) -> tuple[Image, Ima
         first.close()
         raise
     return first, second
+
+
+def open_base(base: Path, options: dict[str, Any]) -> Image:
+    """Open the base of a patch as the shared options say."""
+    from ..image import open_image
+
+    how = policy(options["allow_path"], options["force_share"])
+    return open_image(
+        base, format=options["base_format"], snapshot=options["base_snapshot"], policy=how
+    )
+
+
+def open_patch(path: Path) -> PatchFile:
+    """Open a patch; ``-`` reads it from standard input."""
+    from ..patch.container import PatchFile
+
+    if str(path) == "-":
+        return PatchFile.receive(sys.stdin.buffer, "standard input")
+    return PatchFile.open(path)
 
 
 def wants_progress(asked: bool | None, quiet: bool = False) -> bool:

@@ -16,12 +16,14 @@ from .. import declare
 from ..errors import CorruptImageError, FormatError, PathName
 from ..hostfile import HostFile
 from ..output import AtomicOutput
+from ..units import MIB
 from . import layout
-from .header import Header, read_header
+from .header import Header, is_sidecar, read_header
 from .segment import Segment, most_memory, parse_segment
 
 _FOOTER: int = layout.Footer.sizeof()
 _ENTRY = layout.ENTRY.itemsize
+_WRITEBACK = 8 * MIB
 _HEAD: int = layout.SegmentHead.sizeof()
 
 
@@ -128,7 +130,7 @@ class PatchFile:
         return layout.SIDECAR_MAGIC + header + index
 
 
-def read_sidecar(path: PathName) -> tuple[Header, npt.NDArray[np.void]]:
+def read_sidecar(file: HostFile) -> tuple[Header, npt.NDArray[np.void]]:
     """Read an index that was exported.
 
     Returns:
@@ -137,16 +139,12 @@ def read_sidecar(path: PathName) -> tuple[Header, npt.NDArray[np.void]]:
     Raises:
         FormatError, CorruptImageError: it is not such a file, or damaged.
     """
-    file = HostFile.open(path, lock=False)
-    try:
-        begin = len(layout.SIDECAR_MAGIC)
-        if file.size < begin or file.read(0, begin) != layout.SIDECAR_MAGIC:
-            raise FormatError("is not the index of a patch", path=path, offset=0, field="magic")
-        header, digest = read_header(file, begin)
-        patch_offset = header.length + header.segments_length
-        entries, _ = _read_index(file, header, digest, begin + header.length, patch_offset)
-    finally:
-        file.close()
+    if not is_sidecar(file):
+        raise FormatError("is not the index of a patch", path=file.path, offset=0, field="magic")
+    begin = len(layout.SIDECAR_MAGIC)
+    header, digest = read_header(file, begin)
+    at, patch_offset = begin + header.length, header.length + header.segments_length
+    entries, _ = _read_index(file, header, digest, at, patch_offset)
     return header, entries
 
 
@@ -204,6 +202,7 @@ class PatchWriter:
         self._end = header.length
         self._entries: dict[int, tuple[int, int, int, int]] = {}
         self._memory = 0
+        self._started = 0
 
     def add(self, segment: Segment) -> None:
         """Add a segment."""
@@ -214,6 +213,9 @@ class PatchWriter:
             *entry, users = self._entries[number]
             self._entries[number] = (entry[0], entry[1], entry[2], users + 1)
         self._end += len(record)
+        if self._end - self._started >= _WRITEBACK:
+            self._output.start_writeback(self._started, self._end - self._started)
+            self._started = self._end
         self._memory = max(self._memory, segment.memory)
 
     def finish(self, target_digest: bytes) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,8 @@ from ..errors import (
 )
 from ..ranges import RangeReader
 from ..reader import Readable
-from ..units import MIB
+from ..threads import in_order
+from ..units import MIB, usable_cpus
 from .codec import Buffer, CodecError, decode
 from .container import PatchFile
 from .layout import LEAF, OperationKind, Space
@@ -74,6 +75,17 @@ class SegmentDecoder:
             BaseMismatchError: the base is not the one the patch was made from.
         """
         return self._decoded(at).content
+
+    def check_rest(self) -> None:
+        """Decode, and so check, every segment that was not decoded before.
+
+        Raises:
+            CorruptImageError, FormatError, BaseMismatchError: as :meth:`content`.
+        """
+        rest = np.flatnonzero(~self.verified).tolist()
+        with ThreadPoolExecutor(usable_cpus(), "qcowdelta-check") as pool:
+            for _ in in_order(pool, self.content, rest, 2 * usable_cpus()):
+                pass
 
     def _decoded(self, at: int) -> Decoded:
         with self._lock:

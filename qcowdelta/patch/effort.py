@@ -37,7 +37,7 @@ class Settings:
 SETTINGS: dict[Effort, Settings] = {
     "fast": Settings(20, None),
     "default": Settings(
-        20, ZstdLevel(6, 21), per=1024, partners=2, neighbours=1, dictionary=6 * MIB
+        20, ZstdLevel(6, 20), per=1024, partners=2, neighbours=1, dictionary=6 * MIB
     ),
     "best": Settings(
         22,

@@ -104,8 +104,18 @@ _PLAIN = (
 
 
 def is_patch(file: HostFile) -> bool:
-    """Tell whether a file begins as a patch does."""
-    return file.size >= len(layout.MAGIC) and file.read(0, len(layout.MAGIC)) == layout.MAGIC
+    """Tell whether a file begins as a patch, or as the index of one, does."""
+    return _magic(file) == layout.MAGIC or is_sidecar(file)
+
+
+def is_sidecar(file: HostFile) -> bool:
+    """Tell whether a file begins as the index of a patch does."""
+    return _magic(file) == layout.SIDECAR_MAGIC
+
+
+def _magic(file: HostFile) -> bytes:
+    length = len(layout.MAGIC)
+    return file.read(0, length) if file.size >= length else b""
 
 
 def read_header(file: HostFile, at: int = 0) -> tuple[Header, bytes]:

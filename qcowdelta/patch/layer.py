@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from ..errors import PathName
@@ -13,6 +15,8 @@ from ..units import align_up
 from .container import PatchFile
 from .decode import SegmentDecoder
 from .layout import OperationKind
+
+_ROWS_KEPT = 4096  # segments
 
 
 class PatchContent:
@@ -60,6 +64,7 @@ class PatchLayer:
     """
 
     format = "qcpatch"
+    changes_only = True
 
     def __init__(self, patch: PatchFile, base: Image, folder: PathName | None = None) -> None:
         self.patch = patch
@@ -67,6 +72,7 @@ class PatchLayer:
         self.size = patch.header.target_size
         self.unit = 4096
         self.decoder = SegmentDecoder(patch, base, folder)
+        self._rows_of = lru_cache(_ROWS_KEPT)(self._read_rows)
         self.source = Source(PatchContent(patch, self.decoder), self.unit)
 
     def extents(self, start: int, stop: int) -> Extents:
@@ -74,11 +80,11 @@ class PatchLayer:
         entries, bits = self.patch.entries, self.patch.header.segment_bits
         first = int(np.searchsorted(entries["number"], start >> bits))
         last = int(np.searchsorted(entries["number"], align_up(stop, 1 << bits) >> bits))
-        rows = [self._rows(at) for at in range(first, last)]
+        rows = [self._rows_of(at) for at in range(first, last)]
         found = np.concatenate(rows) if rows else np.empty(0, EXTENT)
         return _tile(found, start, stop)
 
-    def _rows(self, at: int) -> Extents:
+    def _read_rows(self, at: int) -> Extents:
         segment = self.patch.segment(at)
         operations = segment.operations
         rows = np.zeros(operations.size, EXTENT)

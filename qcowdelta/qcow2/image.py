@@ -26,6 +26,7 @@ class Qcow2Layer:
     """
 
     format = "qcow2"
+    changes_only = False
 
     def __init__(
         self,

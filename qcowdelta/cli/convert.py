@@ -1,0 +1,92 @@
+"""``qcowdelta convert``."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from . import options as opt
+from . import sinks
+
+
+@click.command()
+@click.argument("delta", type=opt.FILE, metavar="PATCH|OVERLAY")
+@opt.base_options(required=False)
+@click.option("-o", "--output", type=opt.FILE, required=True, help="What to write.")
+@click.option(
+    "--to",
+    type=click.Choice(["overlay", "patch"]),
+    help="What that is; default: a patch where its name ends in .qcpatch.",
+)
+@sinks.to_overlay
+@sinks.to_patch
+@opt.opening
+@sinks.writing
+def convert(delta: Path, output: Path, **options: Any) -> None:
+    """Turn a patch into an overlay over OLD, or an overlay's top layer into a patch."""
+    from ..errors import OptionError, printable
+    from ..hostfile import HostFile
+    from ..patch.header import is_patch
+
+    what = sinks.chosen(output, options)
+    given = HostFile.open(delta, lock=False)
+    try:
+        from_patch = is_patch(given)
+    finally:
+        given.close()
+    if from_patch == (what == "patch"):
+        raise OptionError(
+            f"{printable(delta)} is a{'' if from_patch else 'n'} {'' if from_patch else 'over'}"
+            f"{'patch' if from_patch else 'lay'} already; name the output by what it is to be, or "
+            "give --to"
+        )
+    with contextlib.ExitStack() as stack:
+        figures = (_to_overlay if from_patch else _to_patch)(stack, delta, output, options)
+    sinks.show(figures, options)
+
+
+def _to_overlay(
+    stack: contextlib.ExitStack, path: Path, output: Path, options: dict[str, Any]
+) -> dict[str, Any]:
+    from ..diff import ImageDelta
+    from ..errors import OptionError
+    from ..patch.open import open_patched
+
+    if options["base"] is None:
+        raise OptionError("a patch becomes an overlay over its base; give it as --base")
+    if options["base_snapshot"] and not options["backing_name"]:
+        raise OptionError(
+            "an overlay cannot have an internal snapshot as its backing file; give a file with "
+            "the snapshot's content as --base (qemu-img convert -l makes one)"
+        )
+    patch = stack.enter_context(opt.open_patch(path))
+    old = stack.enter_context(opt.open_base(options["base"], options))
+    sinks.refuse_input(output, old, str(path))
+    new = stack.enter_context(open_patched(patch, old, folder=output.absolute().parent))
+    how = sinks.overlay_options(old, old, output, options)
+    return sinks.overlay(
+        lambda unit: ImageDelta(old, new, granularity=unit), old, output, how, options
+    )
+
+
+def _to_patch(
+    stack: contextlib.ExitStack, path: Path, output: Path, options: dict[str, Any]
+) -> dict[str, Any]:
+    from ..diff import ImageDelta
+    from ..errors import OptionError, printable
+    from ..image import Image, open_image
+    from ..patch.blocks import BLOCK
+
+    how = opt.policy(options["allow_path"], options["force_share"])
+    new = stack.enter_context(open_image(path, policy=how))
+    if options["base"] is not None:
+        old = stack.enter_context(opt.open_base(options["base"], options))
+    elif len(new.layers) < 2:
+        raise OptionError(f"{printable(path)} has no backing file, so it is no overlay")
+    else:
+        old = Image(new.layers[1:])
+    sinks.refuse_input(output, old, new)
+    return sinks.patch(ImageDelta(old, new, granularity=BLOCK), output, options)

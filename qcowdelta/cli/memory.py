@@ -1,0 +1,20 @@
+"""How the process gives memory back."""
+
+from __future__ import annotations
+
+import ctypes
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT = 64 << 20
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed instead of returning it to the system at once.
+
+    Compressing takes and frees tables of megabytes again and again, whose pages the kernel would
+    clear every time; that took a third of the time of making a patch.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _KEPT)
+        mallopt(_TRIM_THRESHOLD, 2 * _KEPT)
