@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
 _HOMES = {
     "AtomicOutput": "output",
     "Backing": "qcow2.writer",
@@ -21,20 +19,32 @@ _HOMES = {
     "HostFile": "hostfile",
     "Image": "image",
     "ImageDelta": "diff",
+    "ImageOptions": "fullimage",
     "OpenPolicy": "policy",
     "OverlayOptions": "overlay",
+    "PatchFile": "patch.container",
+    "PatchOptions": "patch.write",
     "QcowDeltaError": "errors",
+    "apply_patch": "patch.apply",
     "check_overlay": "verify",
+    "composed": "patch.combine",
     "describe": "info",
     "inspect_delta": "inspect",
+    "inverted": "patch.combine",
     "open_image": "image",
+    "open_patched": "patch.open",
+    "verify_patch": "patch.verify",
+    "write_image": "fullimage",
     "write_overlay": "overlay",
+    "write_patch": "patch.write",
+    "__version__": "version",
 }
 
 if TYPE_CHECKING:
     from .delta import ChangeKind, Delta
     from .diff import ImageDelta
     from .errors import QcowDeltaError
+    from .fullimage import ImageOptions, write_image
     from .hostfile import HostFile
     from .identity import BaseIdentity
     from .image import Image, open_image
@@ -42,9 +52,16 @@ if TYPE_CHECKING:
     from .inspect import inspect_delta
     from .output import AtomicOutput
     from .overlay import OverlayOptions, write_overlay
+    from .patch.apply import apply_patch
+    from .patch.combine import composed, inverted
+    from .patch.container import PatchFile
+    from .patch.open import open_patched
+    from .patch.verify import verify_patch
+    from .patch.write import PatchOptions, write_patch
     from .policy import OpenPolicy
     from .qcow2.writer import Backing
     from .verify import check_overlay
+    from .version import __version__ as __version__
 
 __all__ = [
     "AtomicOutput",
@@ -55,14 +72,24 @@ __all__ = [
     "HostFile",
     "Image",
     "ImageDelta",
+    "ImageOptions",
     "OpenPolicy",
     "OverlayOptions",
+    "PatchFile",
+    "PatchOptions",
     "QcowDeltaError",
+    "apply_patch",
     "check_overlay",
+    "composed",
     "describe",
     "inspect_delta",
+    "inverted",
     "open_image",
+    "open_patched",
+    "verify_patch",
+    "write_image",
     "write_overlay",
+    "write_patch",
 ]
 
 

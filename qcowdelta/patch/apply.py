@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from .. import __version__
 from ..delta import Progress
 from ..errors import CorruptImageError, PathName
 from ..fullimage import ImageOptions, write_image
@@ -15,6 +14,7 @@ from ..hashtree import content_digest
 from ..image import Image, open_image
 from ..policy import OpenPolicy
 from ..resumable import ResumableOutput
+from ..version import __version__
 from .container import PatchFile
 from .layer import PatchLayer
 from .open import open_patched

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from blake3 import blake3
 
-from .. import __version__
 from ..delta import Changes, Delta, Progress, Summary
 from ..errors import OptionError
 from ..extents import Offsets
@@ -18,6 +17,7 @@ from ..hashtree import LEAF, TreeHasher, leaf_length
 from ..output import AtomicOutput
 from ..ranges import RangeReader
 from ..units import ceil_div, usable_cpus
+from ..version import __version__
 from .blocks import BLOCK
 from .container import PatchWriter
 from .effort import SETTINGS, Effort
