@@ -70,15 +70,16 @@ class RangeReader:
         Raises:
             CorruptImageError: content cannot be read.
         """
+        if not start.size:
+            return memoryview(b"")
+        if (start[1:] >= (start + length)[:-1]).all():
+            return self._read_apart(start, length)
         order = np.argsort(start, kind="stable")
         first, stop = start[order], (start + length)[order]
         reach = np.maximum.accumulate(stop)
-        apart = np.append(True, first[1:] > reach[:-1])[: first.size]
-        merged = np.flatnonzero(apart)
-        begin, end = first[merged], reach[np.append(merged[1:], first.size)[: merged.size] - 1]
+        merged = np.flatnonzero(np.append(True, first[1:] > reach[:-1]))
+        begin, end = first[merged], reach[np.append(merged[1:], first.size) - 1]
         content = self._read_apart(begin, end - begin)
-        if merged.size == 1 and (start[1:] == stop[:-1]).all() and (order[1:] > order[:-1]).all():
-            return content
         places = np.cumsum(end - begin) - (end - begin)
         row = np.searchsorted(begin, start, side="right") - 1
         pieces = (places[row] + start - begin[row]).tolist()

@@ -70,12 +70,11 @@ class GuestReader:
             begins = np.cumsum(extents["length"]) - extents["length"]
         stops = begins + extents["length"]
         compressed = extents["kind"] == Kind.COMPRESSED
-        for row, begin, stop in zip(
-            extents[~compressed], begins[~compressed], stops[~compressed], strict=True
-        ):
-            if row["kind"] == Kind.DATA:
-                file = self._image.sources[row["source"]].file
-                file.read_into(buffer[begin:stop], int(row["host"]))
+        columns = (extents["kind"], extents["source"], extents["host"], begins, stops)
+        rows = zip(*(column[~compressed].tolist() for column in columns), strict=True)
+        for kind, number, host, begin, stop in rows:
+            if kind == Kind.DATA:
+                self._image.sources[number].file.read_into(buffer[begin:stop], host)
             else:
                 array[begin:stop] = 0
         if compressed.any():

@@ -50,6 +50,9 @@ def merge(first: PatchFile, second: PatchFile, output: AtomicOutput) -> int:
     _check_order(first, second)
     if first.header.segment_bits != second.header.segment_bits:
         raise _needs_base("their segments are not equally long")
+    between = first.header.target_size
+    if between < min(first.header.base_size, second.header.target_size):
+        raise _needs_base("the disk was shorter in between")
     header = replace(second.header, base_size=first.header.base_size, segment_count=0)
     header = replace(header, base_digest=first.header.base_digest)
     writer = PatchWriter(output, header)
@@ -63,8 +66,8 @@ def merge(first: PatchFile, second: PatchFile, output: AtomicOutput) -> int:
             _check_untouched(segment, first)
         elif at is not None:
             segment = first.segment(at)
-            if segment.start + segment.length > header.target_size:
-                raise _needs_base(f"the second one cuts off segment {number}")
+            if segment.length != min(header.segment_size, header.target_size - segment.start):
+                raise _needs_base(f"the second one changes where segment {number} ends")
         writer.add(segment)
     return writer.finish(header.target_digest)
 

@@ -58,7 +58,8 @@ class SegmentDecoder:
         self._capacity = max(4, _CACHE // patch.header.segment_size)
         self._lock = threading.Lock()
         self._spool = Spool(folder)
-        self._spooled: dict[int, tuple[int, ...]] = {}
+        self._spooled: set[int] = set()
+        self._lists: dict[int, frozenset[int]] = {}
         self.verified = np.zeros(patch.entries.size, bool)
 
     def close(self) -> None:
@@ -109,10 +110,11 @@ class SegmentDecoder:
         if at not in self._spooled:
             number = int(self._patch.entries["number"][at])
             self._spool.write(decoded.content, number << self._patch.header.segment_bits)
-            self._spooled[at] = decoded.references
+            self._spooled.add(at)
 
     def _decode(self, at: int) -> Decoded:
         segment = self._patch.segment(at)
+        self._lists[at] = frozenset(segment.references)
         self._prepare(segment)
         content = bytearray(segment.length)
         self._fill_same(segment, content)
@@ -123,7 +125,9 @@ class SegmentDecoder:
         copies = segment.of_kind(OperationKind.COPY_TARGET)
         _place(content, copies, self._spool.read(copies["source"], copies["length"]))
         parts = segment.of_space(Space.TARGET)
-        whole = b"".join([dictionary, self._spool.read(parts["start"], parts["length"])])
+        whole: Buffer = dictionary
+        if parts.size:
+            whole = b"".join([dictionary, self._spool.read(parts["start"], parts["length"])])
         data = self._data(segment, whole)
         _place(content, segment.of_kind(OperationKind.DATA), memoryview(data))
         self._check(segment, content)
@@ -145,29 +149,44 @@ class SegmentDecoder:
 
     def _read_base(self, segment: Segment, copies: Rows, parts: Rows) -> tuple[memoryview, ...]:
         """Read what the base gives to copies and to the dictionary, and check it."""
-        starts = np.concatenate([copies["source"], parts["start"]]).astype(np.int64)
-        lengths = np.concatenate([copies["length"], parts["length"]]).astype(np.int64)
-        used = self._base.read(starts, lengths)
-        if blake3(used).digest() != segment.base_digest:
+        copied = self._base.read(
+            copies["source"].astype(np.int64), copies["length"].astype(np.int64)
+        )
+        dictionary = self._base.read(
+            parts["start"].astype(np.int64), parts["length"].astype(np.int64)
+        )
+        used = blake3(copied)
+        used.update(dictionary)
+        if used.digest() != segment.base_digest:
             raise BaseMismatchError(
                 f"{printable(self._patch.path)}: the base is not the one that this patch was made "
                 f"from: what segment {segment.number} takes from it is different"
             )
-        middle = int(copies["length"].astype(np.int64).sum())
-        return used[:middle], used[middle:]
+        return copied, dictionary
 
     def _prepare(self, segment: Segment) -> None:
         """Have all that a segment refers to in the temporary file."""
-        for number in segment.references:
-            at = self._patch.find(number)
-            if at is None:
-                raise self._broken(segment, f"refers to segment {number}, which is not stored")
+        places = [self._place_of(segment, number) for number in segment.references]
+        for at in places:
             if at not in self._spooled:
                 self._keep(at, self._decoded(at))
-            if not set(self._spooled[at]).issubset(segment.references):
-                raise self._broken(
-                    segment, f"refers to segment {number}, but not to all that this refers to"
-                )
+
+    def _place_of(self, segment: Segment, number: int) -> int:
+        """Return the place of a segment that another refers to.
+
+        Lists are held to be closed before anything is decoded for their sake: or else a chain of
+        references would make one read decode a whole patch.
+        """
+        at = self._patch.find(number)
+        if at is None:
+            raise self._broken(segment, f"refers to segment {number}, which is not stored")
+        if at not in self._lists:
+            self._lists[at] = frozenset(self._patch.segment(at).references)
+        if not self._lists[at].issubset(segment.references):
+            raise self._broken(
+                segment, f"refers to segment {number}, but not to all that this refers to"
+            )
+        return at
 
     def _broken(self, segment: Segment, what: str) -> FormatError:
         return FormatError(
