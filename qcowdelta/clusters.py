@@ -132,7 +132,8 @@ class ClusterSink:
             source = self._target.sources[rows["source"][i]]
             bound[j - 1] = _exact_length(source, rows[j - 1])
             offsets = rows["host"][i:j] - rows["host"][i]
-            begin = self._writer.pack(bound[i:j].tolist(), offsets.tolist())
+            origin = int(rows["host"][i])
+            begin = self._writer.pack(bound[i:j].tolist(), offsets.tolist(), origin)
             host[i:j] = begin + offsets
             length = int((offsets + bound[i:j]).max())
             spans.append((source.file, int(rows["host"][i]), begin, length))

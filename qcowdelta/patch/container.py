@@ -19,7 +19,7 @@ from ..output import AtomicOutput
 from ..units import MIB
 from . import layout
 from .header import Header, is_sidecar, read_header
-from .segment import Segment, most_memory, parse_segment
+from .segment import Segment, longest_segment, most_memory, parse_segment
 
 _FOOTER: int = layout.Footer.sizeof()
 _ENTRY = layout.ENTRY.itemsize
@@ -33,7 +33,7 @@ class PatchFile:
     Attributes:
         header: what it is for.
         entries: the stored segments, records of :data:`.layout.ENTRY`, in order.
-        identity: 32 bytes that no other patch has.
+        identity: a digest of header and index, which tell what it is for and how it is laid out.
     """
 
     def __init__(self, file: HostFile) -> None:
@@ -179,6 +179,7 @@ def _check_index(entries: npt.NDArray[np.void], header: Header, path: PathName) 
     number, offset, length = (entries[name] for name in ("number", "offset", "length"))
     ends = header.length + np.cumsum(length, dtype=np.uint64)
     ok = bool((length >= _HEAD + layout.DIGEST).all())
+    ok &= bool((length <= longest_segment(header)).all())
     ok &= bool((number[1:] > number[:-1]).all() and (number < header.segments).all())
     if ok and entries.size:
         ok = int(offset[0]) == header.length and bool((offset[1:] == ends[:-1]).all())

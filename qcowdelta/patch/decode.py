@@ -102,6 +102,8 @@ class SegmentDecoder:
             try:
                 future.set_result(self._decode(at))
             except BaseException as error:
+                with self._lock:
+                    self._kept.pop(at, None)  # it may go well the next time
                 future.set_exception(error)
         return future.result()
 

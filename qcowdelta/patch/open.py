@@ -48,20 +48,31 @@ def check_base(patch: PatchFile, base: Image) -> None:
         BaseMismatchError: the base is not the one that the patch was made from.
         CorruptImageError: base or patch is damaged.
     """
-    header = patch.header
-    of_base, of_target = TreeHasher(header.base_size), _TargetTree(patch, base)
-    for index, digest in leaf_digests(base):
-        of_base.add(index, digest)
-        of_target.take(index, digest)
-    if of_base.root() != header.base_digest:
+    of_base, of_target = roots(patch, base)
+    if of_base != patch.header.base_digest:
         raise BaseMismatchError(
             f"{printable(base.path)}: is not the base that {printable(patch.path)} was made from: "
             "its content is different"
         )
-    if of_target.root() != header.target_digest:
+    if of_target != patch.header.target_digest:
         raise CorruptImageError(
             "its segments do not make up the target that its header names", path=patch.path
         )
+
+
+def roots(patch: PatchFile, base: Image) -> tuple[bytes, bytes]:
+    """Read all of a base, and return the roots of its hash tree and of the target's.
+
+    The target's is what follows from the base's leaves and those that the patch tells.
+
+    Raises:
+        CorruptImageError: base or patch is damaged.
+    """
+    of_base, of_target = TreeHasher(base.size), _TargetTree(patch, base)
+    for index, digest in leaf_digests(base):
+        of_base.add(index, digest)
+        of_target.take(index, digest)
+    return of_base.root(), of_target.root()
 
 
 class _TargetTree:

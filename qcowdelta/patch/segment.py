@@ -113,6 +113,13 @@ def most_memory(header: Header) -> int:
     return segments * header.segment_size + layout.MAX_DICTIONARY + tables
 
 
+def longest_segment(header: Header) -> int:
+    """Return what no segment of a patch may exceed in length, bytes."""
+    tables = layout.MAX_OPERATIONS * _ROW + layout.MAX_RANGES * _RANGE
+    lists = header.segment_size // layout.LEAF * layout.DIGEST + layout.MAX_REFERENCES * 8
+    return _HEAD + lists + tables + header.segment_size + layout.DIGEST
+
+
 def parse_segment(record: bytes, header: Header, *, path: PathName, offset: int) -> Segment:
     """Read a segment and check all that can be checked without its content.
 
@@ -187,6 +194,7 @@ class _Parser:
             "ranges": layout.MAX_RANGES,
             "references": layout.MAX_REFERENCES,
             "data_length": covered,
+            "directory_length": head["operations"] * _ROW + head["ranges"] * _RANGE,
             "payload_length": head["data_length"],
             "dictionary_length": layout.MAX_DICTIONARY,
         }

@@ -9,11 +9,13 @@ from blake3 import blake3
 
 from ..errors import ImageError
 from ..extents import Offsets
-from ..hashtree import LEAF, TreeHasher, leaf_digests, leaf_length, zero_leaf
+from ..hashtree import LEAF, TreeHasher, content_digest, leaf_digests, leaf_length, zero_leaf
 from ..image import Image
 from ..ranges import RangeReader
 from .container import PatchFile
+from .decode import SegmentDecoder
 from .layout import OperationKind, Space
+from .open import roots
 from .segment import Segment
 
 _MOST = 1000
@@ -103,10 +105,11 @@ def _check_base(segments: _Segments, base: Image, finding: Finding) -> None:
     if base.size != header.base_size:
         finding.fail(f"is {base.size} bytes large, not {header.base_size}")
         return
-    tree = TreeHasher(base.size)
-    for index, digest in leaf_digests(base):
-        tree.add(index, digest)
-    if tree.root() == header.base_digest:
+    whole = segments.finding.good
+    base_root, target_root = roots(segments.patch, base) if whole else (content_digest(base), b"")
+    if base_root == header.base_digest:
+        if whole and target_root != header.target_digest:
+            segments.finding.fail("does not make up the target that its header names")
         return
     finding.fail("is not the base that the patch was made from: its content is different")
     reader = RangeReader(base)
@@ -127,8 +130,6 @@ def _used(segment: Segment) -> tuple[Offsets, Offsets]:
 
 def _check_result(segments: _Segments, base: Image, finding: Finding) -> None:
     """Decode everything: a patch that is whole can still be a wrong one."""
-    from .decode import SegmentDecoder
-
     decoder = SegmentDecoder(segments.patch, base)
     try:
         decoder.check_rest()

@@ -126,6 +126,10 @@ class Geometry:
         )
         return entries
 
+    def compressed_fits_anywhere(self, length: int) -> bool:
+        """Tell whether a descriptor can express that length however it lies in its sectors."""
+        return self.compressed_fits(COMPRESSED_SECTOR - 1, length)
+
     def compressed_fits(self, host: HostOffset | int, length: int) -> bool:
         """Tell whether a descriptor can express a payload of that place and length."""
         sectors = (host + length - 1) // COMPRESSED_SECTOR - host // COMPRESSED_SECTOR

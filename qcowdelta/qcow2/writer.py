@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..errors import OptionError
 from ..units import ceil_div
 from . import layout
-from .geometry import COPIED, Entries, Geometry
+from .geometry import COMPRESSED_SECTOR, COPIED, Entries, Geometry
 from .header import (
     MAX_BACKING_FORMAT,
     MAX_BACKING_NAME,
@@ -131,13 +131,17 @@ class Qcow2Writer:
             self._end = self._geometry.clusters(self._end) << self._geometry.cluster_bits
             self._packing = False
 
-    def pack(self, lengths: Sequence[int], offsets: Sequence[int] = (0,)) -> int:
+    def pack(
+        self, lengths: Sequence[int], offsets: Sequence[int] = (0,), origin: int | None = None
+    ) -> int:
         """Return the host offset of new compressed payloads, packed byte by byte.
 
         Args:
             lengths: each payload's length, bytes.
             offsets: where each begins, counted from the first one's begin; payloads may overlap,
                 as their bounds do.
+            origin: where the first one began in another image, whose descriptors could express
+                all of these: it begins as far into a sector where it might not fit otherwise.
         """
         bits = self._geometry.cluster_bits
         if not self._packing:
@@ -146,6 +150,8 @@ class Qcow2Writer:
         first, counts = self._shared[-1]
         if self._end & ((1 << bits) - 1) and counts[-1] + len(lengths) > _MAX_REFCOUNT:
             self._end = self._geometry.clusters(self._end) << bits
+        if origin is not None and not self._geometry.compressed_fits_anywhere(max(lengths)):
+            self._end += (origin - self._end) % COMPRESSED_SECTOR
         start = self._end
         for length, offset in zip(lengths, offsets, strict=True):
             begin, stop = start + offset, start + offset + length

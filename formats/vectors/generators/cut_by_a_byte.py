@@ -1,0 +1,7 @@
+"""The last byte is missing."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)])], damage=lambda patch: patch[:-1])
+vector = Vector("format", patch)

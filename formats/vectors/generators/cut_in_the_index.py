@@ -1,0 +1,7 @@
+"""Cut off inside of the index."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)])], damage=lambda patch: patch[:-60])
+vector = Vector("format", patch)

@@ -1,0 +1,19 @@
+"""A dictionary that begins as a formatted zstd dictionary does is plain content all the same."""
+
+from handmade import DATA, MIB, TARGET, ZSTD, Base, Patch, Segment, Vector, noise
+
+base = Base(2 * MIB)
+MAGIC = b"\x37\xa4\x30\xec"
+segments = [
+    Segment(0, [(0, 2048, DATA, 0)], data=MAGIC + noise(2044, "new")),
+    Segment(
+        1,
+        [(0, 1024, DATA, 0)],
+        data=noise(2044, "new")[1:1025],
+        codec=ZSTD,
+        ranges=[(0, 2048, TARGET)],
+        references=[0],
+    ),
+]
+patch = Patch(base, 2 * MIB, segments)
+vector = Vector("valid", patch)

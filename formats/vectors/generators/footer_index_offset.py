@@ -1,0 +1,7 @@
+"""The footer points elsewhere."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)])], footer={"index_offset": 168})
+vector = Vector("corrupt", patch)

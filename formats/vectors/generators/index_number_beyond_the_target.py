@@ -1,0 +1,11 @@
+"""The index has a number that the target does not have."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(2 * MIB)
+segments = [
+    Segment(0, [(0, 4096, ZERO, 0)]),
+    Segment(1, [(0, 8192, ZERO, 0)]),
+]
+patch = Patch(base, 2 * MIB, segments, entry=lambda row: [3 * row[0], *row[1:]])
+vector = Vector("format", patch)

@@ -1,0 +1,7 @@
+"""A result that is not what its leaf digest says."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)], leaf_digests=[bytes(32)])])
+vector = Vector("corrupt", patch)

@@ -1,0 +1,7 @@
+"""A leaf digest too many."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)], leaf_digests=[bytes(32)] * 2)])
+vector = Vector("format", patch)

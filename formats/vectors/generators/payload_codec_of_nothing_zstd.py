@@ -1,0 +1,7 @@
+"""An empty block or frame, which there is not, where there is no DATA."""
+
+from handmade import MIB, ZERO, ZSTD, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)], codec=ZSTD, payload=b"")])
+vector = Vector("corrupt", patch)

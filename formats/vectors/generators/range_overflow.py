@@ -1,0 +1,20 @@
+"""A range whose end overflows 64 bits."""
+
+from handmade import BASE, DATA, MIB, ZSTD, Base, Patch, Segment, Vector, text, zstd_frame
+
+base = Base(MIB)
+patch = Patch(
+    base,
+    MIB,
+    [
+        Segment(
+            0,
+            [(0, 4096, DATA, 0)],
+            data=text(4096),
+            codec=ZSTD,
+            payload=zstd_frame(text(4096)),
+            ranges=[(2**64 - 8, 8, BASE)],
+        )
+    ],
+)
+vector = Vector("format", patch)

@@ -1,0 +1,7 @@
+"""Four bytes where a section should begin."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)])], sections=[b"\x01\0\0\0"])
+vector = Vector("format", patch)

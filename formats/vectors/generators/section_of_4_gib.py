@@ -1,0 +1,9 @@
+"""A section whose length and padding overflow 32 bits."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(
+    base, MIB, [Segment(0, [(0, 4096, ZERO, 0)])], sections=[b"\x01\0\0\0\xff\xff\xff\xffabcdefgh"]
+)
+vector = Vector("format", patch)

@@ -1,0 +1,7 @@
+"""A section whose padding is not there."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)])], sections=[b"\x01\0\0\0\x01\0\0\0a"])
+vector = Vector("format", patch)

@@ -1,0 +1,7 @@
+"""More segments than the target has."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)])], header={"segment_count": 2})
+vector = Vector("format", patch)

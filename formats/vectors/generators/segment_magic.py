@@ -1,0 +1,7 @@
+"""A segment with another magic."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)], head={"magic": b"QSEC"})])
+vector = Vector("format", patch)

@@ -1,0 +1,7 @@
+"""More bytes of segments than there are."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)])], header={"segments_length": 4096})
+vector = Vector("format", patch)

@@ -1,0 +1,10 @@
+"""A sidecar is not a patch."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(2 * MIB)
+segments = [
+    Segment(0, [(0, 4096, ZERO, 0)]),
+]
+patch = Patch(base, 2 * MIB, segments, damage=lambda patch: b"QCPINDX\n" + patch)
+vector = Vector("format", patch)

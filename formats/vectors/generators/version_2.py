@@ -1,0 +1,7 @@
+"""A later version."""
+
+from handmade import MIB, ZERO, Base, Patch, Segment, Vector
+
+base = Base(MIB)
+patch = Patch(base, MIB, [Segment(0, [(0, 4096, ZERO, 0)])], header={"version": 2})
+vector = Vector("unsupported", patch)

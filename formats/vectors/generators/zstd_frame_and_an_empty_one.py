@@ -1,0 +1,19 @@
+"""A right frame, and another behind it."""
+
+from handmade import DATA, MIB, ZSTD, Base, Patch, Segment, Vector, text, zstd_frame
+
+base = Base(MIB)
+patch = Patch(
+    base,
+    MIB,
+    [
+        Segment(
+            0,
+            [(0, 4096, DATA, 0)],
+            data=text(4096),
+            codec=ZSTD,
+            payload=zstd_frame(text(4096)) + zstd_frame(b""),
+        )
+    ],
+)
+vector = Vector("corrupt", patch)

@@ -1,0 +1,19 @@
+"""A frame that gives a byte less than it says."""
+
+from handmade import DATA, MIB, ZSTD, Base, Patch, Segment, Vector, odd_frame
+
+base = Base(MIB)
+patch = Patch(
+    base,
+    MIB,
+    [
+        Segment(
+            0,
+            [(0, 4096, DATA, 0)],
+            data=bytes(4096),
+            codec=ZSTD,
+            payload=odd_frame([(4095, b"\0")], 4096),
+        )
+    ],
+)
+vector = Vector("corrupt", patch)

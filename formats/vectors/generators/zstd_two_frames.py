@@ -1,0 +1,19 @@
+"""Two frames that give together what one should."""
+
+from handmade import DATA, MIB, ZSTD, Base, Patch, Segment, Vector, odd_frame
+
+base = Base(MIB)
+patch = Patch(
+    base,
+    MIB,
+    [
+        Segment(
+            0,
+            [(0, 4096, DATA, 0)],
+            data=bytes(4096),
+            codec=ZSTD,
+            payload=odd_frame([(2048, b"\0")], 2048) * 2,
+        )
+    ],
+)
+vector = Vector("corrupt", patch)

@@ -1,0 +1,1 @@
+"""What holds the .ksy files in formats/ against the construct declarations."""
