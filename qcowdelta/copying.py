@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from .errors import CorruptImageError
-from .extents import Extents, Kind, Offsets, cut_at, ends, runs
+from .extents import Extents, Kind, Offsets, cut_at, multiples_inside, runs
 from .journal import Journal
 from .layer import SourceFile
 from .output import AtomicOutput
@@ -68,7 +68,7 @@ class Jobs:
         for i, j in by_bytes(held["length"], _COPY_BATCH):
             self._submit(self._writer, _copy_rows, target, held[i:j], there[i:j], output)
         rest, there = rows[~plain], place[~plain]
-        cut = cut_at(rest, _multiples(rest, _READ_BATCH))
+        cut = cut_at(rest, multiples_inside(rest["start"], rest["length"], _READ_BATCH))
         row = np.searchsorted(rest["start"], cut["start"], side="right") - 1
         there = there[row] + cut["start"] - rest["start"][row]
         first, counts = runs(cut["start"] // _READ_BATCH)
@@ -115,17 +115,6 @@ class Jobs:
                 position += length
         begin, end = place.min(), (place + rows["length"]).max()
         output.start_writeback(int(begin), int(end - begin))
-
-
-def _multiples(rows: Extents, unit: int) -> Offsets:
-    """Return the multiples of ``unit`` that extents could be cut at."""
-    if not rows.size:
-        return np.empty(0, np.int64)
-    first = rows["start"] // unit + 1
-    counts = np.maximum((ends(rows) - 1) // unit - first + 1, 0)
-    inside = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    result: Offsets = (np.repeat(first, counts) + inside) * unit
-    return result
 
 
 def by_bytes(lengths: Offsets, limit: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .delta import CHANGE, WINDOW_ALIGNMENT, ChangeKind, Changes, ChangeWindow, DeltaStats
 from .errors import OptionError
-from .extents import Extents, Kind, Mask, Offsets, runs
+from .extents import Extents, Kind, Mask, Offsets, multiples_inside, runs
 from .image import Image
 from .payloads import Outcome, PayloadComparer, Words, comparable, differing, has_data
 from .pieces import Classifier, Verdict
@@ -204,15 +204,6 @@ def _batches(old: Extents, new: Extents, batch: int) -> Iterator[tuple[Extents, 
     yield old[begin:], new[begin:]
 
 
-def _multiples_inside(start: Offsets, length: Offsets, unit: int) -> Offsets:
-    """Return the multiples of ``unit`` that lie strictly inside of ranges."""
-    first = start // unit + 1
-    counts = np.maximum((start + length - 1) // unit - first + 1, 0)
-    offset = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    result: Offsets = (np.repeat(first, counts) + offset) * unit
-    return result
-
-
 @dataclass
 class _Flags:
     """What is known of each granule of a window."""
@@ -237,7 +228,7 @@ class _Window:
         """Hand all comparing of content to the pool."""
         comparer, pieces = self._comparer, self._pieces
         read = pieces.open & ~self._payloads()
-        pieces.cut(_multiples_inside(pieces.start[read], pieces.length[read], comparer.batch))
+        pieces.cut(multiples_inside(pieces.start[read], pieces.length[read], comparer.batch))
         payloads = self._payloads()
         old, new = pieces.old[payloads], pieces.new[payloads]
         for i in range(0, old.size, _PAYLOAD_BATCH):

@@ -162,3 +162,12 @@ def runs(flags: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.
         return empty, empty
     first = np.flatnonzero(np.append(True, flags[1:] != flags[:-1]))
     return first, np.diff(np.append(first, flags.size))
+
+
+def multiples_inside(start: Offsets, length: Offsets, unit: int) -> Offsets:
+    """Return the multiples of ``unit`` that lie strictly inside of ranges."""
+    first = start // unit + 1
+    counts = np.maximum((start + length - 1) // unit - first + 1, 0)
+    offset = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    result: Offsets = (np.repeat(first, counts) + offset) * unit
+    return result

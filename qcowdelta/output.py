@@ -88,10 +88,16 @@ class AtomicOutput:
             # A descriptor has no name to tell, and it is this file that could not be written.
             if isinstance(error, OSError) and error.errno and error.filename is None:
                 error.filename = self.path
-            os.close(self.fd)
-            if self._temporary is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._temporary)
+            # Closed last: a lock on the file must not be free while its temporary name is there.
+            try:
+                self._remove_temporary()
+            finally:
+                os.close(self.fd)
+
+    def _remove_temporary(self) -> None:
+        if self._temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary)
 
     def write_at(self, data: bytes | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""

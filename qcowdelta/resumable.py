@@ -36,7 +36,7 @@ class ResumableOutput(AtomicOutput):
     def __init__(
         self, path: PathName, identity: bytes, *, force: bool = False, resume: bool = False
     ) -> None:
-        self._identity, self._resume = identity, resume
+        self._identity, self._resume, self._kept = identity, resume, False
         self._journal_path = _beside(path, "journal")
         super().__init__(path, force=force)
         try:
@@ -50,16 +50,27 @@ class ResumableOutput(AtomicOutput):
         return _open(self.partial)
 
     def _begin(self) -> None:
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise self._busy() from error
-        if not os.path.samestat(os.fstat(self.fd), os.stat(self.partial)):
-            raise self._busy()  # it had just finished, and the file we locked is its result
-        self.journal = Journal(_open(self._journal_path), self._identity, fresh=not self._resume)
+        self._lock()
+        if os.fstat(self.fd).st_nlink > 1:
+            # A run was killed after it had given its work the name it gets: that is no longer ours.
+            os.unlink(self.partial)
+            os.close(self.fd)
+            self.fd = _open(self.partial)
+            self._lock()
+        fresh = not self._resume or os.fstat(self.fd).st_size == 0
+        self.journal = Journal(_open(self._journal_path), self._identity, fresh=fresh)
         self.resumed = len(self.journal) > 0
         if not self.resumed:
             os.ftruncate(self.fd, 0)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = os.path.samestat(os.fstat(self.fd), os.lstat(self.partial))
+        except (BlockingIOError, FileNotFoundError) as error:
+            raise self._busy() from error
+        if not same:
+            raise self._busy()  # it had just finished, and the file we locked is its result
 
     @property
     def partial(self) -> str:
@@ -78,16 +89,17 @@ class ResumableOutput(AtomicOutput):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        kept = kind is not None and self._resume
-        if kept:
-            self._temporary = None
+        self._kept = kind is not None and self._resume
         try:
             super().__exit__(kind, error, trace)
         finally:
             self.journal.close()
-            if not kept:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._journal_path)
+
+    def _remove_temporary(self) -> None:
+        if not self._kept:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._journal_path)
+            super()._remove_temporary()
 
 
 def _beside(path: PathName, what: str) -> str:

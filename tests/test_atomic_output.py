@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from qcowdelta import AtomicOutput, OpenPolicy, open_image
 from qcowdelta.errors import OutputError
 from tests.support import hostile, qemu
 from tests.support.hostile import MIB, command
+from tests.support.killing import LIMIT, calls_of, killed_at, points_of
 
 SIZE = 24 * MIB
 CHANGED = 16 * MIB
 PRECIOUS = b"what was there before"
-LIMIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -83,50 +82,13 @@ def _start(pair: Pair, *more: str) -> subprocess.Popen[bytes]:
 
 # --- killed --------------------------------------------------------------------------------------
 
-# The command line, killed from within just before the N-th call that changes something on disk.
-_KILLED = """
-import itertools, os, signal, sys
-point, log = int(sys.argv.pop(1)), sys.argv.pop(1)
-calls = itertools.count()
-def counted(name, real):
-    def call(*args, **kwargs):
-        number = next(calls)
-        if number == point:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if point < 0:
-            with open(log, "a") as file:
-                print(name, file=file)
-        return real(*args, **kwargs)
-    return call
-for name in ("pwrite", "pwritev", "write", "copy_file_range", "sendfile", "ftruncate", "truncate",
-             "posix_fallocate", "fsync", "fdatasync", "link", "rename", "replace"):
-    setattr(os, name, counted(name, getattr(os, name)))
-from qcowdelta.cli import main
-main()
-"""
-
-
-def _killed_at(pair: Pair, point: int, log: Path, *more: str) -> int:
-    argv = [sys.executable, "-c", _KILLED, str(point), str(log), *map(str, pair.words(*more))]
-    done = subprocess.run(argv, capture_output=True, check=False, timeout=LIMIT)
-    return done.returncode
-
-
-def _points(pair: Pair, log: Path, *more: str) -> list[int]:
-    """Up to a dozen points of a run, evenly spread, and each of the last calls."""
-    assert _killed_at(pair, -1, log, *more) == 0
-    calls = log.read_text().split()
-    assert "fsync" in calls
-    spread = range(0, len(calls), max(1, len(calls) // 8))
-    return sorted({*spread, *range(max(0, len(calls) - 4), len(calls))})
-
 
 @pytest.mark.slow
 def test_kill_at_any_write_leaves_nothing(pair: Pair, tmp_path: Path) -> None:
-    points = _points(pair, tmp_path / "calls")
+    points = points_of(pair.words(), tmp_path / "calls")
     pair.output.unlink()
     for point in points:
-        assert _killed_at(pair, point, tmp_path / "calls") == -signal.SIGKILL
+        assert killed_at(pair.words(), point, tmp_path / "calls") == -signal.SIGKILL
         if pair.output.exists():  # all that was left to do was to sync the folder
             assert pair.is_whole()
             pair.output.unlink()
@@ -136,11 +98,11 @@ def test_kill_at_any_write_leaves_nothing(pair: Pair, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kill_at_any_write_keeps_what_force_would_replace(pair: Pair, tmp_path: Path) -> None:
     pair.output.write_bytes(PRECIOUS)
-    points = _points(pair, tmp_path / "calls", "--force")
-    calls = (tmp_path / "calls").read_text().split()
-    for point in points:
+    words, log = pair.words("--force"), tmp_path / "calls"
+    calls = [name for name, _ in calls_of(words, log)]
+    for point in points_of(words, log):
         pair.output.write_bytes(PRECIOUS)
-        assert _killed_at(pair, point, tmp_path / "calls", "--force") == -signal.SIGKILL
+        assert killed_at(words, point, log) == -signal.SIGKILL
         assert pair.output.read_bytes() == PRECIOUS or pair.is_whole(), point
         # Linux cannot give a file a name that is taken, so for a moment it has another.
         if calls[point] not in ("rename", "replace"):
@@ -271,7 +233,7 @@ def test_existing_output_is_refused_without_force(pair: Pair) -> None:
     assert pair.beside_output() == [pair.output.name]
 
 
-def _what_is_there(path: Path) -> tuple[int, ...]:
+def what_is_there(path: Path) -> tuple[int, ...]:
     """What a name stands for, and when it was changed; not when it was looked at."""
     info = path.lstat()
     return info.st_mode, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
@@ -288,10 +250,10 @@ def test_what_is_no_regular_file_is_never_replaced(kind: str, pair: Pair, tmp_pa
         if kind == "link":
             target.write_bytes(PRECIOUS)
         pair.output.symlink_to(target)
-    before = _what_is_there(pair.output)
+    before = what_is_there(pair.output)
     for more in ((), ("--force",)):
         assert pair.output.name in _refused(pair, *more)
-        assert _what_is_there(pair.output) == before
+        assert what_is_there(pair.output) == before
     assert target.exists() == (kind == "link")
     assert kind != "link" or target.read_bytes() == PRECIOUS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,6 @@ from qcowdelta import Image, ImageDelta, inspect_delta, open_image
 from qcowdelta.overlay import Compress
 from tests.support import images, judge, qemu
 from tests.support.images import PairSpec
-
-pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,7 @@ def assert_inspection(old: Image, new: Image, unit: int, contents: tuple[bytes, 
     assert decided == new.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relation", images.RELATIONS)
 def test_overlay_of_a_random_pair_reads_as_new_and_stores_only_what_differs(
     relation: images.Relation,
@@ -117,3 +117,27 @@ def test_overlay_of_a_random_pair_reads_as_new_and_stores_only_what_differs(
             check_pair(images.build(spec, folder), shape, folder)
 
     holds()
+
+
+@pytest.mark.parametrize("chance", range(3))
+def test_compressed_clusters_of_512_bytes_stay_whole_wherever_they_come_to_lie(
+    chance: int, tmp_path: Path
+) -> None:
+    """Their descriptors have room for two sectors, and so for few of the ways a payload may lie."""
+    qemu.require("qemu-img")
+    names = [tmp_path / name for name in ("old.raw", "new.raw", "new.qcow2", "out.qcow2")]
+    words = random.Random(chance)
+    content = bytes(words.randrange(16) for _ in range(200_704))
+    old = bytearray(content)
+    for at in range(0, len(old), 37 * 512):  # stretches of which each begins elsewhere
+        old[at : at + 18 * 512] = bytes(18 * 512)
+    names[0].write_bytes(old)
+    names[1].write_bytes(content)
+    qemu.convert(
+        names[1], names[2], source_fmt="raw", target_fmt="qcow2", compressed=True, cluster_size=512
+    )
+    with open_image(names[0]) as a, open_image(names[2]) as b:
+        report = judge.make_overlay(a, b, names[3], judge.options_over(names[0], "raw", 512))
+    assert report.copied_clusters
+    assert qemu.compare(names[3], names[1], "qcow2", "raw")
+    judge.assert_sound(names[3])

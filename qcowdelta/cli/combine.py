@@ -94,5 +94,7 @@ def index(patch: Path, output: Path, force: bool) -> None:
     """Write PATCH's index to a file of its own, for readers that fetch ranges of PATCH."""
     from ..output import AtomicOutput
 
-    with opt.open_patch(patch) as opened, AtomicOutput(output, force=force) as out:
-        out.write_at(opened.sidecar(), 0)
+    with opt.open_patch(patch) as opened:
+        sinks.refuse_input(output, str(patch))
+        with AtomicOutput(output, force=force) as out:
+            out.write_at(opened.sidecar(), 0)

@@ -16,11 +16,7 @@ from . import sinks
 @click.argument("delta", type=opt.FILE, metavar="PATCH|OVERLAY")
 @opt.base_options(required=False)
 @click.option("-o", "--output", type=opt.FILE, required=True, help="What to write.")
-@click.option(
-    "--to",
-    type=click.Choice(["overlay", "patch"]),
-    help="What that is; default: a patch where its name ends in .qcpatch.",
-)
+@sinks.to
 @sinks.to_overlay
 @sinks.to_patch
 @opt.opening

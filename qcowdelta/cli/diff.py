@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 @click.argument("old", type=opt.FILE)
 @click.argument("new", type=opt.FILE)
 @click.option("-o", "--output", type=opt.FILE, required=True, help="What to write.")
-@click.option(
-    "--to",
-    type=click.Choice(["overlay", "patch"]),
-    help="What that is; default: a patch where its name ends in .qcpatch.",
-)
+@sinks.to
 @opt.formats
 @sinks.to_overlay
 @sinks.to_patch

@@ -129,9 +129,12 @@ def open_base(base: Path, options: dict[str, Any]) -> Image:
 
 def open_patch(path: Path) -> PatchFile:
     """Open a patch; ``-`` reads it from standard input."""
+    from ..errors import OptionError
     from ..patch.container import PatchFile
 
     if str(path) == "-":
+        if sys.stdin is None:
+            raise OptionError("there is no standard input to read the patch from")
         return PatchFile.receive(sys.stdin.buffer, "standard input")
     return PatchFile.open(path)
 

@@ -27,6 +27,12 @@ _OVERLAY = {
 }
 _PATCH = {"effort": "--effort", "threads": "-T/--threads"}
 
+to = click.option(
+    "--to",
+    type=click.Choice(["overlay", "patch"]),
+    help="What to write; default: a patch where the output's name ends in .qcpatch.",
+)
+
 to_overlay = opt.together(
     click.option(
         "--cluster-size", type=opt.Size(), help="Default: OLD's, or 64k where OLD is raw."
@@ -90,7 +96,8 @@ def refuse_input(output: Path, *images: Image | str) -> None:
 
     for image in images:
         if isinstance(image, str):
-            same = os.path.exists(output) and os.path.samefile(image, output)
+            there = image != "-" and os.path.exists(output)
+            same = there and os.path.samefile(image, output)
         else:
             same = same_file(image, output)
         if same:

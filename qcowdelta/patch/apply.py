@@ -72,10 +72,10 @@ def apply_patch(
         with ResumableOutput(path, identity, force=force, resume=resume) as output:
             size = write_image(image, output, options, output.journal, progress)
             layer = image.layers[0]
-            if isinstance(layer, PatchLayer):
-                layer.decoder.check_rest()
-            if output.resumed:
+            if output.resumed:  # which proves all that decoding the other segments would
                 _check_result(output.partial, patch, options)
+            elif isinstance(layer, PatchLayer):
+                layer.decoder.check_rest()
         return ApplyReport(image.size, size, patch.entries.size, output.resumed)
 
 

@@ -25,6 +25,7 @@ _FOOTER: int = layout.Footer.sizeof()
 _ENTRY = layout.ENTRY.itemsize
 _WRITEBACK = 8 * MIB
 _HEAD: int = layout.SegmentHead.sizeof()
+_NUMBERS = 64 << 10
 
 
 class PatchFile:
@@ -164,6 +165,7 @@ def _read_index(
     footer = declare.parse(
         layout.Footer, file.read(place, _FOOTER), path=file.path, offset=place, name="footer."
     )
+    _check_numbers(file, header, at)
     data = file.read(at, length)
     digest = blake3(header_digest + data).digest()
     if (footer.index_offset, footer.index_length, footer.digest) != (expected, length, digest):
@@ -173,6 +175,17 @@ def _read_index(
     )
     _check_index(entries, header, file.path)
     return entries, digest
+
+
+def _check_numbers(file: HostFile, header: Header, at: int) -> None:
+    """Hold that numbers ascend, a part at a time: of a hole of any length no more is read."""
+    last = -1
+    for first in range(0, header.segment_count, _NUMBERS):
+        count = min(_NUMBERS, header.segment_count - first)
+        numbers = np.frombuffer(file.read(at + first * 8, count * 8), "<u8")
+        if int(numbers[0]) <= last or not (numbers[1:] > numbers[:-1]).all():
+            raise FormatError("numbers do not ascend", path=file.path, offset=at, field="index")
+        last = int(numbers[-1])
 
 
 def _check_index(entries: npt.NDArray[np.void], header: Header, path: PathName) -> None:

@@ -18,7 +18,7 @@ from .codec import Buffer, CodecError, decode, encode_small
 from .header import Header
 from .layout import Codec, OperationKind, Space
 
-_HEAD = layout.SegmentHead.sizeof()
+_HEAD: int = layout.SegmentHead.sizeof()
 _ROW = layout.OPERATION.itemsize
 _RANGE = layout.RANGE.itemsize
 

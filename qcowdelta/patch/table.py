@@ -1,4 +1,4 @@
-"""A table from keys to offsets that never grows: what is new replaces what is in its place."""
+"""A table from keys to offsets that never grows: keys in the same place drive each other out."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ class Table:
     def put(self, keys: npt.NDArray[np.uint64], offsets: Offsets) -> None:
         """Remember where keys are; of equal ones the last counts."""
         place, check = self._places(keys)
+        if self.crowded:
+            # What was put last must not drive out all the rest: a key's own rank decides.
+            stays = (self._offset[place] == 0) | (check >= self._check[place])
+            order = np.flatnonzero(stays)[np.argsort(check[stays], kind="stable")]
+            place, check, offsets = place[order], check[order], offsets[order]
         self._offset[place] = offsets + 1
         self._check[place] = check
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from benchlib.measure import BenchError, call
 
@@ -144,6 +145,39 @@ def reflinked(old: Path, new: Path) -> None:
     apply_writes(new, REFLINK_CHANGES)
 
 
+BLOCK = 4 * KIB
+NEW_FILE = 256 * KIB
+
+
+def touch(old: Path, new: Path) -> None:
+    """A raw image with a few edits: some bytes of 64 blocks, 16 whole blocks, a small new file."""
+    copy(old, new)
+    source = random.Random("touch")
+    with new.open("r+b") as file:
+        blocks = [_find(file, source, BLOCK, is_free=False) for _ in range(80)]
+        for at in blocks[:64]:
+            _overwrite(file, at + source.randrange(BLOCK - 200), source.randbytes(200))
+        for at in blocks[64:]:
+            _overwrite(file, at, source.randbytes(BLOCK))
+        text = source.randbytes(NEW_FILE // 2).hex().encode()
+        _overwrite(file, _find(file, source, NEW_FILE, is_free=True), text)
+
+
+def _find(file: BinaryIO, source: random.Random, length: int, *, is_free: bool) -> int:
+    """The offset of a random piece that is all zeros, or is not."""
+    count = file.seek(0, os.SEEK_END) // length
+    while True:
+        at = source.randrange(count) * length
+        file.seek(at)
+        if is_free == (not any(file.read(length))):
+            return at
+
+
+def _overwrite(file: BinaryIO, offset: int, data: bytes) -> None:
+    file.seek(offset)
+    file.write(data)
+
+
 @contextmanager
 def xfs(disk: Path) -> Iterator[Path]:
     """A fresh XFS with reflinks, mounted; gone afterwards. Needs root."""
@@ -161,6 +195,13 @@ def xfs(disk: Path) -> Iterator[Path]:
         call(["umount", folder])
         folder.rmdir()
         disk.unlink()
+
+
+def to_qcow2(raw: Path) -> Path:
+    """The same as qcow2, beside it."""
+    image = raw.with_suffix(".qcow2")
+    call([QEMU_IMG, "convert", "-f", "raw", "-O", "qcow2", raw, image])
+    return image
 
 
 def golden(folder: Path) -> Path:

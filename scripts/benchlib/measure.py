@@ -5,7 +5,7 @@ import resource
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,17 +22,28 @@ class Sample:
     """One run: wall and processor seconds, and the most memory it held at a time."""
 
     wall: float
-    cpu: float
+    user: float
+    system: float
     peak: int
+
+    @property
+    def cpu(self) -> float:
+        return self.user + self.system
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """Commands which, run one after the other, make `output`."""
+    """Commands which, run one after the other, make `output`.
+
+    A slow one runs `once`, which counts. `judge` is called after the last run, and raises if the
+    output is wrong.
+    """
 
     name: str
     commands: Sequence[Command]
     output: Path
+    once: bool = False
+    judge: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +61,24 @@ class Score:
         return self.contestant.name
 
     @property
+    def is_once(self) -> bool:
+        return self.contestant.once
+
+    @property
     def wall(self) -> float:
         return median(sample.wall for sample in self.samples)
 
     @property
     def cpu(self) -> float:
         return median(sample.cpu for sample in self.samples)
+
+    @property
+    def user(self) -> float:
+        return median(sample.user for sample in self.samples)
+
+    @property
+    def system(self) -> float:
+        return median(sample.system for sample in self.samples)
 
     @property
     def peak(self) -> int:
@@ -83,27 +106,36 @@ def compete(contestants: Sequence[Contestant], runs: int) -> list[Score]:
     samples: list[list[Sample]] = [[] for _ in contestants]
     scores: list[Score] = []
     for round_number in range(runs + 1):
+        is_last = round_number == runs
         for number, contestant in enumerate(contestants):
+            if contestant.once and not is_last:
+                continue
             sample, stdout = _run_once(contestant)
             if round_number > 0:
                 samples[number].append(sample)
-            if round_number == runs:
-                stat = contestant.output.stat()
-                size, allocated = stat.st_size, stat.st_blocks * 512
-                scores.append(Score(contestant, samples[number], size, allocated, stdout))
+            if is_last:
+                scores.append(_judged(contestant, samples[number], stdout))
     return scores
+
+
+def _judged(contestant: Contestant, samples: list[Sample], stdout: bytes) -> Score:
+    if contestant.judge is not None:
+        contestant.judge()
+    stat = contestant.output.stat()
+    return Score(contestant, samples, stat.st_size, stat.st_blocks * 512, stdout)
 
 
 def _run_once(contestant: Contestant) -> tuple[Sample, bytes]:
     contestant.output.unlink(missing_ok=True)
     os.sync()
-    cpu, peak, stdout = 0.0, 0, b""
+    user, system, peak, stdout = 0.0, 0.0, 0, b""
     start = time.perf_counter()
     for command in contestant.commands:
         usage, stdout = _run_measured(command)
-        cpu += usage.ru_utime + usage.ru_stime
+        user += usage.ru_utime
+        system += usage.ru_stime
         peak = max(peak, usage.ru_maxrss * 1024)
-    return Sample(time.perf_counter() - start, cpu, peak), stdout
+    return Sample(time.perf_counter() - start, user, system, peak), stdout
 
 
 def _run_measured(command: Command) -> tuple[resource.struct_rusage, bytes]:

@@ -5,34 +5,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from benchlib import floor, images
+from benchlib.common import Setting, must_equal, qcowdelta
 from benchlib.images import CLUSTER, MIB, QEMU_IMG, QEMU_IO, TIB, Pair, Write
 from benchlib.measure import BenchError, Command, Contestant, Score, call, compete, speedup
 from benchlib.report import Result, Target, at_least, at_most, seconds_below, size_at_most
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where images are kept, where the golden pair is, and how often each program runs."""
-
-    folder: Path
-    golden: Path
-    runs: int
-
-
-def qcowdelta() -> str:
-    """The command of the Python that runs this, or the first on PATH."""
-    beside = Path(sys.prefix, "bin", "qcowdelta")
-    found = str(beside) if beside.exists() else shutil.which("qcowdelta")
-    if found is None:
-        raise BenchError("there is no qcowdelta command; install the project first")
-    return found
-
 
 # --- contestants -----------------------------------------------------------------------------
 
@@ -72,14 +54,8 @@ def least_possible(pair: Pair, output: Path, length: int) -> Contestant:
 # --- judges ----------------------------------------------------------------------------------
 
 
-def must_equal(image: Path, overlay: Path) -> None:
-    """A fast wrong answer is no answer."""
-    call([QEMU_IMG, "check", "-q", overlay])
-    call([QEMU_IMG, "compare", "-q", "-f", "qcow2", "-F", "qcow2", image, overlay])
-
-
 def must_hold(overlay: Path, write: Write) -> None:
-    """The same for images too large to compare: the changed bytes are there."""
+    """For images too large to compare: the changed bytes are there."""
     question = f"read -P {write.pattern} {write.offset} {write.length}"
     answer = call([QEMU_IO, "-r", "-f", "qcow2", "-c", question, overlay])
     if b"verification failed" in answer:

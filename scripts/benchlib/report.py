@@ -23,13 +23,23 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Patched:
+    """What making a patch took, and each way of using it."""
+
+    made: Score
+    used: Sequence[Score]
+
+
+@dataclass(frozen=True)
 class Result:
-    """What one case showed. `skipped` says why it could not run."""
+    """What one case showed. `skipped` says why it could not run; `notes` are for the reader."""
 
     case: str
     scores: Sequence[Score] = ()
     targets: Sequence[Target] = ()
     skipped: str = ""
+    patches: Sequence[Patched] = ()
+    notes: Sequence[str] = ()
 
 
 def at_least(what: str, measured: float, wanted: float) -> Target:
@@ -58,27 +68,60 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
 
 
-def machine() -> str:
-    """Where this was measured."""
+def machine(peers: Iterable[str] = ()) -> str:
+    """Where this was measured, with which versions of which programs."""
     qemu = call([QEMU_IMG, "--version"]).decode().split()[2]
     cpus = len(os.sched_getaffinity(0))
-    return (
-        f"{cpus} CPUs, Linux {platform.release()}, QEMU {qemu}, Python {platform.python_version()}"
-    )
+    python = platform.python_version()
+    parts = [f"{cpus} CPUs", f"Linux {platform.release()}", f"QEMU {qemu}", f"Python {python}"]
+    return ", ".join([*parts, *peers])
 
 
-def markdown(results: Sequence[Result], command: str) -> str:
-    return "\n".join(_markdown_lines(results, command))
+def markdown(results: Sequence[Result], command: str, peers: Sequence[str]) -> str:
+    return "\n".join(_markdown_lines(results, command, peers))
 
 
-def _markdown_lines(results: Sequence[Result], command: str) -> Iterator[str]:
-    yield f"Made by `{command}` on {machine()}; page cache warm, medians.\n"
-    yield from _table(["case", "program", "time", "CPU", "peak memory", "output"], _runs(results))
-    yield ""
+RUN_HEAD = ["case", "program", "time", "CPU", "peak memory", "output"]
+PATCH_HEAD = [
+    *["case", "program", "patch", "time", "CPU: user + system", "peak memory"],
+    *["apply: time", "CPU", "peak memory"],
+]
+
+
+def _markdown_lines(results: Sequence[Result], command: str, peers: Sequence[str]) -> Iterator[str]:
+    yield f"Made by `{command}` on {machine(peers)}; page cache warm, medians.\n"
+    if any(result.scores for result in results):
+        yield from _table(RUN_HEAD, _runs(results))
+        yield ""
+    if any(result.patches for result in results):
+        yield from _table(PATCH_HEAD, _patches(results))
+        yield ""
     yield from _table(["case", "target", "measured", "wanted", ""], _targets(results))
     for result in results:
         if result.skipped:
             yield f"\n{result.case}: skipped, {result.skipped}"
+        for note in result.notes:
+            yield f"\n{result.case}: {note}"
+    once = {p.made.name: None for result in results for p in result.patches if p.made.is_once}
+    if once:
+        yield f"\nRan once: {', '.join(once)}."
+
+
+def _patches(results: Sequence[Result]) -> Iterator[list[str]]:
+    for result in results:
+        for patched in result.patches:
+            first, *others = patched.used
+            made = patched.made
+            making = [size(made.output_size), *_cost(made)]
+            name = f"{made.name}, {first.name}" if first.name else made.name
+            yield [result.case, name, *making, *_cost(first)]
+            for score in others:
+                yield [result.case, f"… {score.name}", *[""] * len(making), *_cost(score)]
+
+
+def _cost(score: Score) -> list[str]:
+    processor = f"{score.user:.2f} + {score.system:.2f} s"
+    return [f"{score.wall:.2f} s", processor, size(score.peak)]
 
 
 def _runs(results: Sequence[Result]) -> Iterator[list[str]]:
@@ -102,17 +145,26 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def as_json(results: Sequence[Result], command: str) -> str:
+def as_json(results: Sequence[Result], command: str, peers: Sequence[str]) -> str:
     cases = [
         {
             "case": result.case,
             "skipped": result.skipped or None,
+            "notes": result.notes,
             "runs": [_run_as_json(score) for score in result.scores],
+            "patches": [
+                {
+                    "made": _run_as_json(patched.made),
+                    "used": [_run_as_json(score) for score in patched.used],
+                }
+                for patched in result.patches
+            ],
             "targets": [asdict(target) for target in result.targets],
         }
         for result in results
     ]
-    return json.dumps({"command": command, "machine": machine(), "cases": cases}, indent=2)
+    figures = {"command": command, "machine": machine(peers), "cases": cases}
+    return json.dumps(figures, indent=2)
 
 
 def _run_as_json(score: Score) -> dict[str, object]:
