@@ -28,7 +28,7 @@ from .layout import LEAF, OperationKind, Space
 from .segment import Rows, Segment
 from .spool import Spool
 
-_CACHE = 64 * MIB
+_CACHE = 32 * MIB
 
 
 @dataclass(frozen=True)

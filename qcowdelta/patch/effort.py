@@ -41,11 +41,11 @@ SETTINGS: dict[Effort, Settings] = {
     ),
     "best": Settings(
         22,
-        ZstdLevel(19, 24),
+        ZstdLevel(19, 23),
         per=512,
         partners=4,
         neighbours=2,
         references=16,
-        dictionary=16 * MIB,
+        dictionary=12 * MIB,
     ),
 }

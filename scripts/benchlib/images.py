@@ -147,6 +147,7 @@ def reflinked(old: Path, new: Path) -> None:
 
 BLOCK = 4 * KIB
 NEW_FILE = 256 * KIB
+_TRIES = 10_000
 
 
 def touch(old: Path, new: Path) -> None:
@@ -166,11 +167,12 @@ def touch(old: Path, new: Path) -> None:
 def _find(file: BinaryIO, source: random.Random, length: int, *, is_free: bool) -> int:
     """The offset of a random piece that is all zeros, or is not."""
     count = file.seek(0, os.SEEK_END) // length
-    while True:
+    for _ in range(_TRIES):
         at = source.randrange(count) * length
         file.seek(at)
         if is_free == (not any(file.read(length))):
             return at
+    raise ValueError(f"{file.name} has no {'free' if is_free else 'used'} piece of {length} bytes")
 
 
 def _overwrite(file: BinaryIO, offset: int, data: bytes) -> None:
