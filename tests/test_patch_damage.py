@@ -551,7 +551,8 @@ def _copy_from_behind_the_base(taken: patches.Taken) -> None:
 
 @refused_as(FormatError)
 def _range_that_wraps_around(taken: patches.Taken) -> None:
-    taken.parts[1].ranges["start"][0] = (1 << 64) - 4096
+    part = next(part for part in taken.parts if len(part.ranges))
+    part.ranges["start"][0] = (1 << 64) - 4096
 
 
 @refused_as(FormatError)

@@ -10,10 +10,11 @@ import numpy as np
 from blake3 import blake3
 
 from ..delta import Progress
-from ..extents import Extents, Kind, Offsets
-from ..hashtree import LEAF, TreeHasher, leaf_length, mapped_leaves, mapped_windows, zero_leaf
+from ..extents import Extents, Offsets
+from ..hashtree import LEAF, TreeHasher, leaf_length, mapped_leaves, zero_leaf
 from ..image import Image
 from ..threads import in_order
+from ..units import ceil_div
 from .blocks import BLOCK, Blocks, Features, Keys, block_keys, features
 from .table import Table
 
@@ -50,7 +51,8 @@ class BaseScan:
 
     def __init__(self, base: Image, per: int | None) -> None:
         self._base, self._per = base, per
-        blocks = _data_bytes(base) // BLOCK
+        # Not how much of it holds data: the patch must not depend on how the base is stored.
+        blocks = ceil_div(base.size, BLOCK)
         self.equal = Table(blocks)
         self.similar = Table(blocks * (BLOCK // per) if per else 0)
         self._leaves: dict[int, bytes] = {}
@@ -104,10 +106,3 @@ class BaseScan:
     def leaves(self) -> Iterator[int]:
         """Return the numbers of the base's leaves that are not zeros, in order."""
         return iter(self._leaves)
-
-
-def _data_bytes(image: Image) -> int:
-    """Return how much of a disk is not zeros by metadata, in bytes."""
-    return sum(
-        int(rows["length"][rows["kind"] != Kind.ZERO].sum()) for rows in mapped_windows(image)
-    )
