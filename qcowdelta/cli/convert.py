@@ -53,18 +53,14 @@ def _to_overlay(
 
     if options["base"] is None:
         raise OptionError("a patch becomes an overlay over its base; give it as --base")
-    if options["base_snapshot"] and not options["backing_name"]:
-        raise OptionError(
-            "an overlay cannot have an internal snapshot as its backing file; give a file with "
-            "the snapshot's content as --base (qemu-img convert -l makes one)"
-        )
     patch = stack.enter_context(opt.open_patch(path))
     old = stack.enter_context(opt.open_base(options["base"], options))
     sinks.refuse_input(output, old, str(path))
     new = stack.enter_context(open_patched(patch, old, folder=output.absolute().parent))
-    how = sinks.overlay_options(old, old, output, options)
+    base = sinks.backing(stack, old, output, options, options["base_snapshot"])
+    how = sinks.overlay_options(old, base, output, options)
     return sinks.overlay(
-        lambda unit: ImageDelta(old, new, granularity=unit), old, output, how, options
+        lambda unit: ImageDelta(old, new, granularity=unit), base, output, how, options
     )
 
 

@@ -52,26 +52,8 @@ def _overlay(
 ) -> dict[str, Any]:
     from ..diff import ImageDelta
 
-    base = _base(stack, old, output, options)
+    base = sinks.backing(stack, old, output, options, options["old_snapshot"])
     how = sinks.overlay_options(old, base, output, options)
     return sinks.overlay(
         lambda unit: ImageDelta(old, new, granularity=unit), base, output, how, options
     )
-
-
-def _base(stack: contextlib.ExitStack, old: Image, output: Path, options: dict[str, Any]) -> Image:
-    """Return the image that will be the backing file: OLD, or a file with its content."""
-    from ..base import open_named_base
-    from ..errors import OptionError
-
-    given, snapshot = options["backing_name"], options["old_snapshot"]
-    if given is None:
-        if snapshot is not None:
-            raise OptionError(
-                "an overlay cannot have an internal snapshot as its backing file; give a file "
-                "with the snapshot's content as --backing-name (qemu-img convert -l makes one)"
-            )
-        return old
-    how = opt.policy(options["allow_path"], options["force_share"])
-    base = open_named_base(old, given, output, policy=how, required=snapshot is not None)
-    return old if base is None else stack.enter_context(base)

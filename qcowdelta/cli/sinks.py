@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,30 @@ def refuse_input(output: Path, *images: Image | str) -> None:
             same = same_file(image, output)
         if same:
             raise OutputError(f"{printable(output)}: is one of the inputs: not overwritten")
+
+
+def backing(
+    stack: contextlib.ExitStack,
+    old: Image,
+    output: Path,
+    options: dict[str, Any],
+    snapshot: str | None,
+) -> Image:
+    """Return the image that will be the backing file: OLD, or a file with its content."""
+    from ..base import open_named_base
+    from ..errors import OptionError
+
+    given = options["backing_name"]
+    if given is None:
+        if snapshot is not None:
+            raise OptionError(
+                "an overlay cannot have an internal snapshot as its backing file; give a file "
+                "with the snapshot's content as --backing-name (qemu-img convert -l makes one)"
+            )
+        return old
+    how = opt.policy(options["allow_path"], options["force_share"])
+    base = open_named_base(old, given, output, policy=how, required=snapshot is not None)
+    return old if base is None else stack.enter_context(base)
 
 
 def overlay_options(

@@ -57,7 +57,7 @@ class SegmentDecoder:
         self._kept: OrderedDict[int, Future[Decoded]] = OrderedDict()
         self._capacity = max(4, _CACHE // patch.header.segment_size)
         self._lock = threading.Lock()
-        self._spool = Spool(folder)
+        self._spool = Spool(patch.header.segment_bits, folder)
         self._spooled: set[int] = set()
         self._lists: dict[int, frozenset[int]] = {}
         self.verified = np.zeros(patch.entries.size, bool)
@@ -111,7 +111,7 @@ class SegmentDecoder:
         """Put a segment that others refer to into the temporary file."""
         if at not in self._spooled:
             number = int(self._patch.entries["number"][at])
-            self._spool.write(decoded.content, number << self._patch.header.segment_bits)
+            self._spool.write(decoded.content, number)
             self._spooled.add(at)
 
     def _decode(self, at: int) -> Decoded:

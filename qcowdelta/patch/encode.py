@@ -29,6 +29,7 @@ from .table import Table
 
 # Features that a segment must share with another one for each that it would come to need.
 _WORTH = 8
+_NEAR = 4  # blocks beside one that was found, in which those that a table lost are looked for
 _COPY_WEIGHT = 8  # what a block that can be copied counts, in features shared
 
 
@@ -135,8 +136,9 @@ class Encoder:
         """Turn blocks that are in the base into copies; return where they come from."""
         source = self._scan.equal.get(keys)
         source[kind == OperationKind.ZERO] = -1
-        if self._scan.equal.crowded:
-            source = _continue_runs(block, source, self._base.size, kind == OperationKind.DATA)
+        far = block.size if self._scan.equal.crowded else _NEAR
+        wanted = kind == OperationKind.DATA
+        source = _continue_runs(block, source, self._base.size, wanted, far)
         candidates = np.flatnonzero(source >= 0)
         equal = self._verify(self._base, source[candidates], content[candidates])
         source[candidates[~equal]] = -1
@@ -314,10 +316,11 @@ def _operations(plan: Plan, bits: int) -> Rows:
     return rows
 
 
-def _continue_runs(block: Offsets, source: Offsets, size: int, wanted: Mask) -> Offsets:
-    """Guess that blocks beside one that was found come from beside its source.
+def _continue_runs(block: Offsets, source: Offsets, size: int, wanted: Mask, far: int) -> Offsets:
+    """Guess that up to so many blocks beside one that was found come from beside its source.
 
-    A crowded table knows only some of the base's blocks. What is guessed is verified.
+    A table loses keys that share a place, and a crowded one knows only some of the base's
+    blocks. What is guessed is verified.
     """
     source = source.copy()
     for order in (slice(None), slice(None, None, -1)):
@@ -325,6 +328,7 @@ def _continue_runs(block: Offsets, source: Offsets, size: int, wanted: Mask) -> 
         last = np.maximum.accumulate(found)
         guess = source[order][last] + (block[order] - block[order][last]) * BLOCK
         missing = (source[order] < 0) & (last >= 0) & wanted[order]
+        missing &= np.arange(source.size) - last <= far
         missing &= (guess >= 0) & (guess + BLOCK <= size)
         source[order][missing] = guess[missing]
     return source

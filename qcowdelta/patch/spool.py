@@ -12,19 +12,22 @@ from .segment import Rows
 
 
 class Spool:
-    """Content by its guest offset; there is no file before something is written.
+    """The content of segments, in the order in which they come; no file before the first.
 
     Args:
+        segment_bits: two to the power of this is a segment's size, bytes.
         folder: where the file is; None takes the system's folder for temporary files.
     """
 
-    def __init__(self, folder: PathName | None = None) -> None:
-        self._folder = folder
+    def __init__(self, segment_bits: int, folder: PathName | None = None) -> None:
+        self._bits, self._folder = segment_bits, folder
+        # Not at its guest offset: that may be beyond what the file system allows in a file.
+        self._slots: dict[int, int] = {}
         self._fd = -1
         self._lock = threading.Lock()
 
-    def write(self, content: Buffer, offset: int) -> None:
-        """Keep content.
+    def write(self, content: Buffer, number: int) -> None:
+        """Keep the content of a segment.
 
         Raises:
             OSError: there is no room.
@@ -33,19 +36,20 @@ class Spool:
             if self._fd < 0:
                 with tempfile.TemporaryFile(dir=self._folder) as file:
                     self._fd = os.dup(file.fileno())
+            offset = self._slots.setdefault(number, len(self._slots)) << self._bits
         view = memoryview(content)
         while view:
             count = os.pwrite(self._fd, view, offset)
             view, offset = view[count:], offset + count
 
     def read(self, starts: Rows, lengths: Rows) -> memoryview:
-        """Return ranges of what was written, one behind the other."""
-        return memoryview(
-            b"".join(
-                os.pread(self._fd, length, start)
-                for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
-            )
-        )
+        """Return ranges of the target, each in one segment that was written, as one."""
+        pieces = []
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            slot = self._slots[start >> self._bits]
+            within = start & ((1 << self._bits) - 1)
+            pieces.append(os.pread(self._fd, length, (slot << self._bits) + within))
+        return memoryview(b"".join(pieces))
 
     def close(self) -> None:
         """Give the room back."""

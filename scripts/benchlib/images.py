@@ -172,7 +172,7 @@ def _find(file: BinaryIO, source: random.Random, length: int, *, is_free: bool) 
         file.seek(at)
         if is_free == (not any(file.read(length))):
             return at
-    raise ValueError(f"{file.name} has no {'free' if is_free else 'used'} piece of {length} bytes")
+    raise BenchError(f"{file.name} has no {'free' if is_free else 'used'} piece of {length} bytes")
 
 
 def _overwrite(file: BinaryIO, offset: int, data: bytes) -> None:
