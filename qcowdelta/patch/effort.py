@@ -46,6 +46,6 @@ SETTINGS: dict[Effort, Settings] = {
         partners=4,
         neighbours=2,
         references=16,
-        dictionary=12 * MIB,
+        dictionary=10 * MIB,
     ),
 }
