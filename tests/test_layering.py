@@ -41,8 +41,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("clusters",),
     ("fullimage", "inspect", "overlay", "verify"),
     # The cluster patch: the format, what is done to one segment, and to all of them.
-    ("patch.layout", "patch.blocks", "patch.table"),
-    ("patch.codec", "patch.header"),
+    ("patch.layout", "patch.blocks"),
+    ("patch.codec", "patch.header", "patch.table"),
     ("patch.effort", "patch.scan", "patch.segment"),
     ("patch.container", "patch.encode", "patch.spool"),
     ("patch.decode", "patch.describe", "patch.write"),

@@ -39,7 +39,7 @@ def tiny_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_table_knows_what_was_put_into_it() -> None:
     keys, offsets = random_keys(500), np.arange(500) * BLOCK
-    found = Table(500)
+    found = Table(500, MIB * 2)
     assert (found.get(keys) == -1).all()
     found.put(keys, offsets)
     known = found.get(keys) >= 0
@@ -53,7 +53,7 @@ def test_table_knows_what_was_put_into_it() -> None:
 def test_crowded_table_knows_an_even_sample_and_nothing_wrong() -> None:
     count = 20_000
     keys, offsets = random_keys(count), np.arange(count) * BLOCK
-    found = Table(count)
+    found = Table(count, count * BLOCK)
     assert found.crowded
     for i in range(0, count, 1000):
         found.put(keys[i : i + 1000], offsets[i : i + 1000])
@@ -68,7 +68,7 @@ def test_crowded_table_knows_an_even_sample_and_nothing_wrong() -> None:
 @pytest.mark.usefixtures("tiny_tables")
 def test_put_new_leaves_what_is_there_and_takes_the_first_of_equal_ones() -> None:
     keys = random_keys(1)
-    found = Table(1)
+    found = Table(1, MIB)
     found.put_new(np.repeat(keys, 3), np.array([5, 6, 7]) * BLOCK)
     assert found.get(keys).tolist() == [5 * BLOCK]
     found.put_new(keys, np.array([8 * BLOCK]))
@@ -79,9 +79,9 @@ def test_put_new_leaves_what_is_there_and_takes_the_first_of_equal_ones() -> Non
 
 
 def test_table_does_not_grow_with_what_is_expected() -> None:
-    found = Table(1 << 40)
+    found = Table(1 << 40, 1 << 60)
     assert found.crowded
-    assert found._offset.nbytes + found._check.nbytes <= 128 * MIB
+    assert found._block.nbytes + found._check.nbytes <= 128 * MIB
 
 
 def moved_pair(folder: Path) -> tuple[Path, Path]:

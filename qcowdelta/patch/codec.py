@@ -36,12 +36,14 @@ class ZstdLevel:
 
     Attributes:
         level: zstd's own level.
-        table_log: how many positions its tables hold at most, as a power of two: zstd's own
-            choice would forget most of a dictionary of megabytes.
+        hash_log, chain_log: how many entries its tables have at most, as powers of two: zstd's own
+            choice would forget most of a dictionary of megabytes. The tree of the higher levels
+            takes two entries of the chain table for each position.
     """
 
     level: int
-    table_log: int
+    hash_log: int
+    chain_log: int
 
 
 def decode(codec: int, stored: Buffer, length: int, dictionary: Buffer = b"") -> Buffer:
@@ -105,14 +107,13 @@ def encode_lz4(data: Buffer) -> bytes | None:
 def encode_zstd(data: Buffer, dictionary: bytes, level: ZstdLevel) -> bytes | None:
     """Return a zstd frame coded against a dictionary; None where that would not be smaller."""
     log = max(_MIN_LOG, (len(data) + len(dictionary)).bit_length())
-    tables = min(log, level.table_log)
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level.level,
         source_size=len(data),
         dict_size=len(dictionary),
         window_log=log,
-        hash_log=tables,
-        chain_log=tables,
+        hash_log=min(log, level.hash_log),
+        chain_log=min(log + 1, level.chain_log),
         write_content_size=True,
         write_checksum=False,
     )

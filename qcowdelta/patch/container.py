@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -19,13 +22,48 @@ from ..output import AtomicOutput
 from ..units import MIB
 from . import layout
 from .header import Header, is_sidecar, read_header
-from .segment import Segment, longest_segment, most_memory, parse_segment
+from .segment import Segment, check_record, longest_segment, most_memory, parse_segment
 
 _FOOTER: int = layout.Footer.sizeof()
 _ENTRY = layout.ENTRY.itemsize
 _WRITEBACK = 8 * MIB
 _HEAD: int = layout.SegmentHead.sizeof()
 _NUMBERS = 64 << 10
+_KNOWN = 16 * MIB  # bytes of tables of segments
+
+
+class _Known:
+    """Segments parsed before, without their payloads; safe to be used by several threads.
+
+    Using a patch takes each segment three times (its digests, its map, its content), and parsing
+    one takes about as long as decoding it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, tuple[Segment, int]] = OrderedDict()
+        self._length = 0
+        self._lock = threading.Lock()
+
+    def get(self, record: bytes, *, path: PathName, offset: int) -> Segment | None:
+        """Return what is stored in a record, if these very bytes were parsed before."""
+        with self._lock:
+            found = self._kept.get(record[-layout.DIGEST :])
+        if found is None:
+            return None
+        segment, payload_length = found
+        body = check_record(record, path=path, offset=offset)
+        return replace(segment, payload=body[len(body) - payload_length :])
+
+    def add(self, record: bytes, segment: Segment) -> None:
+        """Remember a segment, and forget those added first when it is too much."""
+        key = record[-layout.DIGEST :]
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = replace(segment, payload=b""), len(segment.payload)
+            self._length += segment.tables_length
+            while self._length > _KNOWN:
+                self._length -= self._kept.popitem(last=False)[1][0].tables_length
 
 
 class PatchFile:
@@ -39,6 +77,7 @@ class PatchFile:
 
     def __init__(self, file: HostFile) -> None:
         self.file = file
+        self._known = _Known()
         self.header, header_digest = read_header(file)
         self.index_offset = self.header.length + self.header.segments_length
         self.entries, self.identity = _read_index(
@@ -111,9 +150,11 @@ class PatchFile:
         """
         entry = self.entries[at]
         offset, length = int(entry["offset"]), int(entry["length"])
-        segment = parse_segment(
-            self.file.read(offset, length), self.header, path=self.path, offset=offset
-        )
+        record = self.file.read(offset, length)
+        segment = self._known.get(record, path=self.path, offset=offset)
+        if segment is None:
+            segment = parse_segment(record, self.header, path=self.path, offset=offset)
+            self._known.add(record, segment)
         if (segment.number, segment.memory) != (int(entry["number"]), int(entry["memory"])):
             raise FormatError(
                 "segment and index do not agree", path=self.path, offset=offset, field="segment"

@@ -37,11 +37,11 @@ class Settings:
 SETTINGS: dict[Effort, Settings] = {
     "fast": Settings(20, None),
     "default": Settings(
-        20, ZstdLevel(6, 20), per=1024, partners=2, neighbours=1, dictionary=6 * MIB
+        20, ZstdLevel(6, 20, 20), per=1024, partners=2, neighbours=1, dictionary=6 * MIB
     ),
     "best": Settings(
         22,
-        ZstdLevel(19, 23),
+        ZstdLevel(19, 20, 24),
         per=512,
         partners=4,
         neighbours=2,

@@ -83,8 +83,8 @@ class Encoder:
         self._bits = settings.segment_bits
         blocks = min(target.size // BLOCK, 1 << 20)
         self._closures: dict[int, tuple[int, ...]] = {}
-        self._equal = Table(blocks)
-        self._similar = Table(blocks * (BLOCK // settings.per) if settings.per else 0)
+        self._equal = Table(blocks, target.size)
+        self._similar = Table(blocks * (BLOCK // settings.per if settings.per else 0), target.size)
 
     def plan(self, number: int, block: Offsets) -> Plan:
         """Look at a segment alone.

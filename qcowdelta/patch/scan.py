@@ -53,8 +53,8 @@ class BaseScan:
         self._base, self._per = base, per
         # Not how much of it holds data: the patch must not depend on how the base is stored.
         blocks = ceil_div(base.size, BLOCK)
-        self.equal = Table(blocks)
-        self.similar = Table(blocks * (BLOCK // per) if per else 0)
+        self.equal = Table(blocks, base.size)
+        self.similar = Table(blocks * (BLOCK // per) if per else 0, base.size)
         self._leaves: dict[int, bytes] = {}
         self.digest = b""
 

@@ -58,6 +58,12 @@ class Segment:
     segment_size: int
 
     @property
+    def tables_length(self) -> int:
+        """The bytes that its tables and lists take where they are stored plain."""
+        lists = _HEAD + len(self.leaf_digests) * layout.DIGEST + len(self.references) * 8
+        return self.operations.size * _ROW + self.ranges.size * _RANGE + lists
+
+    @property
     def memory(self) -> int:
         """The bytes that decoding it takes, besides the base's own."""
         tables = self.operations.size * _ROW + self.ranges.size * _RANGE
@@ -120,6 +126,18 @@ def longest_segment(header: Header) -> int:
     return _HEAD + lists + tables + header.segment_size + layout.DIGEST
 
 
+def check_record(record: bytes, *, path: PathName, offset: int) -> memoryview:
+    """Hold a stored segment against its digest, and return it without that.
+
+    Raises:
+        CorruptImageError: it is damaged.
+    """
+    body = memoryview(record)[: -layout.DIGEST]
+    if blake3(body).digest() != record[-layout.DIGEST :]:
+        raise CorruptImageError("a segment is damaged", path=path, offset=offset, field="segment")
+    return body
+
+
 def parse_segment(record: bytes, header: Header, *, path: PathName, offset: int) -> Segment:
     """Read a segment and check all that can be checked without its content.
 
@@ -139,11 +157,7 @@ class _Parser:
             raise FormatError(what, path=self._path, offset=self._offset, field=f"segment.{field}")
 
     def parse(self, record: bytes) -> Segment:
-        body = memoryview(record)[: -layout.DIGEST]
-        if blake3(body).digest() != record[-layout.DIGEST :]:
-            raise CorruptImageError(
-                "a segment is damaged", path=self._path, offset=self._offset, field="segment"
-            )
+        body = check_record(record, path=self._path, offset=self._offset)
         head = declare.parse(
             layout.SegmentHead,
             bytes(body[:_HEAD]),

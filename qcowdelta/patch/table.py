@@ -1,9 +1,12 @@
-"""A table from keys to offsets that never grows: keys in the same place drive each other out."""
+"""A table from keys to blocks that never grows: keys in the same place drive each other out."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
+from ..units import ceil_div
+from .blocks import BLOCK
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _MIN_BITS, _MAX_BITS = 10, 23
@@ -18,12 +21,14 @@ class Table:
 
     Args:
         expected: how many keys are expected.
+        size: the length of the disk in bytes; offsets are those of blocks in it.
     """
 
-    def __init__(self, expected: int) -> None:
+    def __init__(self, expected: int, size: int) -> None:
         bits = min(max((2 * expected).bit_length(), _MIN_BITS), _MAX_BITS)
         self._shift = np.uint64(64 - bits)
-        self._offset = np.zeros(1 << bits, np.int64)  # one more than the offset
+        # One more than the block's number, so 4 bytes each on disks of up to 16 TiB.
+        self._block = np.zeros(1 << bits, np.min_scalar_type(ceil_div(size, BLOCK)))
         self._check = np.zeros(1 << bits, np.uint32)
         self.crowded = expected > 1 << bits
 
@@ -36,18 +41,20 @@ class Table:
         place, check = self._places(keys)
         if self.crowded:
             # What was put last must not drive out all the rest: a key's own rank decides.
-            stays = (self._offset[place] == 0) | (check >= self._check[place])
+            stays = (self._block[place] == 0) | (check >= self._check[place])
             order = np.flatnonzero(stays)[np.argsort(check[stays], kind="stable")]
             place, check, offsets = place[order], check[order], offsets[order]
-        self._offset[place] = offsets + 1
+        self._block[place] = offsets // BLOCK + 1
         self._check[place] = check
 
     def put_new(self, keys: npt.NDArray[np.uint64], offsets: Offsets) -> None:
         """Remember where keys are, but leave what is in their places."""
-        free = self._offset[self._places(keys)[0]] == 0
+        free = self._block[self._places(keys)[0]] == 0
         self.put(keys[free][::-1], offsets[free][::-1])
 
     def get(self, keys: npt.NDArray[np.uint64]) -> Offsets:
         """Return where keys are; -1 for those that are not known."""
         place, check = self._places(keys)
-        return np.where(self._check[place] == check, self._offset[place] - 1, -1)
+        block = self._block[place].astype(np.int64)
+        known = (self._check[place] == check) & (block > 0)
+        return np.where(known, (block - 1) * BLOCK, -1)
