@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("policy", "reader"),
     ("image", "ranges"),
     # Deltas, and what finds them.
-    ("delta",),
+    ("delta", "dirty"),
     ("hashtree", "pieces"),
     ("identity", "payloads"),
     ("diff",),
