@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 import numpy as np
 
+from .errors import CorruptImageError, FormatError, OptionError, UnusableBitmapError, printable
 from .extents import Offsets
+from .image import Image
+from .qcow2.bitmaps import Bitmap, BitmapBits, BitmapState, read_bitmaps
+from .qcow2.header import Header, read_header
+from .qcow2.image import Qcow2Layer
+from .qcow2.layout import Autoclear
+
+_ANEW = "make a new one of the next state that is kept ('qemu-img bitmap --add')"
+_REMEDIES = {
+    BitmapState.DISABLED: (
+        "is disabled: what was written since is not marked. Merge it with those that were enabled "
+        "then ('qemu-img bitmap --merge') and name the result or, if nothing was written, enable "
+        "it ('qemu-img bitmap --enable'); or compare without it"
+    ),
+    BitmapState.IN_USE: (
+        "is in use: a VM has the image open, or did not close it, so that the marks on disk are "
+        "out of date. Stop the VM; if none runs, compare without the bitmap, remove it "
+        f"('qemu-img bitmap --remove'), and {_ANEW}"
+    ),
+    BitmapState.STALE: (
+        "is stale: something that knows no bitmaps wrote to the image (autoclear bit 0 is clear). "
+        f"Compare without it, and {_ANEW}"
+    ),
+}
 
 
 class DirtyRanges(Protocol):
@@ -67,3 +92,56 @@ class Suspects:
             return found
         at = max(start, self._told)
         return at if at < self.size else None
+
+
+def open_bitmap(image: Image, name: str) -> DirtyRanges:
+    """Return what a persistent dirty bitmap of an image's top file marks.
+
+    Args:
+        image: a qcow2 image's active state, which must stay open.
+        name: the bitmap's.
+
+    Raises:
+        OptionError: the image has no such bitmap, or can have none.
+        UnusableBitmapError: it does not mark all that was written.
+        CorruptImageError, FormatError: directory or table of bitmaps cannot be read.
+    """
+    file = image.layers[0].file
+    if image.format != "qcow2":
+        raise OptionError(f"{printable(file.path)}: a {image.format} image has no dirty bitmaps")
+    if isinstance(image.layers[0], Qcow2Layer) and image.layers[0].snapshot is not None:
+        raise OptionError(
+            f"{printable(file.path)}: a bitmap tells of the active state, not of a snapshot"
+        )
+    header = read_header(file)
+    bitmap = _find_bitmap(image, header, name)
+    if bitmap.state != BitmapState.USABLE:
+        raise UnusableBitmapError(
+            f"bitmap {printable(name)!r} {_REMEDIES[bitmap.state]}", path=file.path
+        )
+    return BitmapBits(file, header, bitmap)
+
+
+def _find_bitmap(image: Image, header: Header, name: str) -> Bitmap:
+    file = image.layers[0].file
+    try:
+        bitmaps = read_bitmaps(file, header)
+    except (CorruptImageError, FormatError) as error:
+        if header.has_autoclear(Autoclear.BITMAPS):
+            raise
+        # Whoever wrote to the image may have put anything in the directory's place.
+        raise UnusableBitmapError(
+            f"bitmap {printable(name)!r} {_REMEDIES[BitmapState.STALE]}", path=file.path
+        ) from error
+    found = [bitmap for bitmap in bitmaps if bitmap.name == os.fsencode(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CorruptImageError(
+            f"{len(found)} bitmaps are called {printable(name)!r}", path=file.path, field="bitmaps"
+        )
+    names = ", ".join(repr(printable(bitmap.name)) for bitmap in bitmaps)
+    raise OptionError(
+        f"{printable(file.path)}: has no bitmap {printable(name)!r}; "
+        + (f"it has {names}" if names else "it has none")
+    )

@@ -21,7 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from .dirty import DirtyRanges
-from .extents import Extents, Kind, Mask, Offsets, coalesce, cut_at, cut_index, guest_points, pick
+from .extents import (
+    Extents,
+    Kind,
+    Mask,
+    Offsets,
+    coalesce,
+    cut_at,
+    cut_index,
+    guest_points,
+    inside,
+    pick,
+)
 from .hostfile import WORTH_ASKING, HostFile
 from .image import Image
 
@@ -133,11 +144,7 @@ class Classifier:
 
     def _decide_not_dirty(self, pieces: Pieces, dirty: Offsets) -> None:
         pieces.cut(dirty.reshape(-1))
-        clean = np.ones(pieces.start.size, bool)
-        if dirty.size:
-            row = np.searchsorted(dirty[:, 0], pieces.start, side="right") - 1
-            clean = (row < 0) | (pieces.start >= dirty[row, 1])
-        pieces.decide(clean, Verdict.NOT_DIRTY)
+        pieces.decide(~inside(pieces.start, dirty), Verdict.NOT_DIRTY)
 
     def _decide_shared_layers(self, pieces: Pieces) -> None:
         old, new = pieces.old, pieces.new

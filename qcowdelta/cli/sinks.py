@@ -272,7 +272,7 @@ def show(figures: dict[str, Any], options: dict[str, Any]) -> None:
         "zero": "zeros",
         "equal_payload": "equal compressed payload",
         "shared_extent": "shared host extents",
-        "told": "being told",
+        "told": "trust in the bitmap" if figures.get("bitmap") else "the patch",
         "not_dirty": "the bitmap",
         "read": "reading",
     }
