@@ -8,9 +8,11 @@
     │   │   ├── UnsupportedFeatureError   valid, but needs something we do not read
     │   │   └── EncryptedImageError       valid, but only ciphertext can be read
     │   ├── CorruptImageError   tables or data that contradict each other or the file
+    │   ├── UnusableBitmapError a dirty bitmap of it does not mark all that was written
     │   ├── PolicyError         opening it was not allowed
     │   └── ImageLockedError    another process is using it
     ├── BaseMismatchError       a base is not the one the delta was made from
+    ├── BitmapMismatchError     two images differ where a dirty bitmap marks nothing
     ├── OutputError             the output cannot be put where it was asked for
     └── OptionError             options that do not make sense, alone or together
 
@@ -88,6 +90,10 @@ class CorruptImageError(ImageError):
     """The image's tables or data contradict each other or the file's length."""
 
 
+class UnusableBitmapError(ImageError):
+    """A dirty bitmap of the image does not mark all that was written."""
+
+
 class PolicyError(ImageError):
     """A file was not opened, because the policy does not allow it."""
 
@@ -98,6 +104,10 @@ class ImageLockedError(ImageError):
 
 class BaseMismatchError(QcowDeltaError):
     """A base is not the one a delta was made from."""
+
+
+class BitmapMismatchError(QcowDeltaError):
+    """Two images differ where a dirty bitmap marks nothing: it began from another state."""
 
 
 class OutputError(QcowDeltaError):
