@@ -10,6 +10,8 @@
     │   ├── CorruptImageError   tables or data that contradict each other or the file
     │   ├── PolicyError         opening it was not allowed
     │   └── ImageLockedError    another process is using it
+    ├── QemuError               a program of QEMU's failed, hung, or is missing
+    │   └── NbdError            an NBD server refused, hung, or broke the protocol
     ├── BaseMismatchError       a base is not the one the delta was made from
     ├── OutputError             the output cannot be put where it was asked for
     └── OptionError             options that do not make sense, alone or together
@@ -94,6 +96,14 @@ class PolicyError(ImageError):
 
 class ImageLockedError(ImageError):
     """Another process holds a lock on the image that excludes reading it."""
+
+
+class QemuError(QcowDeltaError):
+    """A program of QEMU's failed, did not answer in time, or is missing."""
+
+
+class NbdError(QemuError):
+    """An NBD server refused an export or a request, did not answer, or broke the protocol."""
 
 
 class BaseMismatchError(QcowDeltaError):
