@@ -21,8 +21,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "journal", "threads", "units", "version"),
     ("declare", "extents"),
     ("hostfile",),
-    # Talking to QEMU's programs, whatever they are used for.
-    ("qemu.nbd",),
+    # QEMU's programs, and talking to them.
+    ("qemu.nbd", "qemu.qmp"),
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),
     ("qcow2.codec", "qcow2.header"),

@@ -1,1 +1,1 @@
-"""What QEMU's own programs do for us: opening what is not read natively, and running machines."""
+"""QEMU's own programs: talking to them, and reading what only they can read."""
