@@ -70,6 +70,10 @@ def _key(graph: Graph) -> tuple[int, ...]:
     return (*(number for key in keys for number in key), secret, FORMATS.index(graph.format) + 1)
 
 
+def _how(graph: Graph, by: str, reason: str) -> How:
+    return How(graph.path, graph.format, by, reason, graph.secret is not None)
+
+
 def _named_file(graph: Graph, source: SourceFile) -> SourceFile:
     return graph.files[0] if graph.files else source
 
@@ -162,7 +166,7 @@ class QemuLayer:
         self.source = Source(self._content, _UNIT)
         self.file: SourceFile = _named_file(graph, self._content)
         self.files: tuple[SourceFile, ...] = tuple(graph.files)
-        self.how = How(graph.path, graph.format, "qemu-storage-daemon", reason)
+        self.how = _how(graph, "qemu-storage-daemon", reason)
         self._windows: OrderedDict[int, Extents] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -245,7 +249,7 @@ class ConvertedLayer(RawLayer):
         self.file = _named_file(graph, self.file)
         self.files = tuple(graph.files)
         why = f"{reason}; there is no qemu-storage-daemon, which would need no copy"
-        self.how = How(graph.path, graph.format, "qemu-img convert", why)
+        self.how = _how(graph, "qemu-img convert", why)
 
     def close(self) -> None:
         """Close the copy, which is gone then, and the files."""
