@@ -115,7 +115,8 @@ def test_overlay_reads_as_new(variant: Variant, made: Path, tmp_path: Path) -> N
     info = qemu.info(out, fmt="qcow2")
     assert info["backing-filename-format"] == variant.format
     assert out.stat().st_size < MIB  # what differs, and not all of NEW
-    checked = ok("check", out, *words(made, variant, "base")[-2:] if variant.encrypt else [])
+    secret = words(made, variant, "base")[-2:] if variant.encrypt else []
+    checked = ok("check", out, "--allow-path", old.parent, *secret)
     assert "no errors" in checked.out
     assert "was not modified" in checked.out
 
@@ -214,6 +215,9 @@ def test_info_tells_format_and_size_without_qemu(
     path = image(made, "old", variant)
     monkeypatch.setenv(DAEMON, NOWHERE)
     monkeypatch.setenv(IMG, NOWHERE)
+    if variant.format == "qcow":
+        assert "older format qcow" in refused("info", path)
+        return
     found = ok("info", path, "--json").json
     if not variant.told:
         assert found["format"] == variant.format
@@ -246,17 +250,20 @@ def test_output_is_never_one_of_the_files_of_a_vmdk(made: Path, tmp_path: Path) 
 
 
 def test_vmdk_parent_is_read_with_it(made: Path, raws: tuple[Path, Path], tmp_path: Path) -> None:
-    base = VARIANTS["vmdk-monolithicSparse"].make(raws[0], tmp_path / "base.vmdk")
-    top = tmp_path / "top.vmdk"
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    base = VARIANTS["vmdk-monolithicSparse"].make(raws[0], here / "base.vmdk")
+    top = here / "top.vmdk"
     qemu.create(top, None, fmt="vmdk", backing="base.vmdk", backing_fmt="vmdk")
     qemu.write(top, MIB, 64 * KIB, 0x77, fmt="vmdk")
     with open_image(top) as opened:
         assert opened.reader().read(0, 64 * KIB) == raws[0].read_bytes()[: 64 * KIB]
         assert opened.reader().read(MIB, 64 * KIB) == b"\x77" * 64 * KIB
         assert {(s := base.stat()).st_ino} <= {key[1] for key in opened.keys if key[0] == s.st_dev}
-    (tmp_path / "sub").mkdir()
-    base.rename(tmp_path / "sub" / "base.vmdk")
-    with pytest.raises(PolicyError, match="parent"):
+    base.rename(elsewhere / "base.vmdk")
+    base.symlink_to(elsewhere / "base.vmdk")
+    with pytest.raises(PolicyError, match=r"parent .*--allow-path"):
         open_image(top)
 
 
@@ -501,23 +508,21 @@ def test_encrypted_chain_is_opened_by_the_policy(
     made: Path, raws: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """QEMU reads an encrypted overlay with what lies below it: files that we opened."""
-    base = VARIANTS["vdi"].make(raws[0], tmp_path / "base.vdi")
-    top = tmp_path / "top.qcow2"
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    base = VARIANTS["vdi"].make(raws[0], here / "base.vdi")
+    top = here / "top.qcow2"
     options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
     argv = [qemu.program("qemu-img"), "create", "-q", *foreign.secret_object(made), "-f", "qcow2"]
-    qemu.run([*argv, "-o", options, "-b", "base.vdi", "-F", "vdi", str(top)])
+    foreign.run_patiently([*argv, "-o", options, "-b", str(base), "-F", "vdi", str(top)])
     how = OpenPolicy(secret=Secret(foreign.SECRET))
     with open_image(top, policy=how) as opened:
         assert opened.reader().read(0, SIZE) == raws[0].read_bytes()
         assert (base.stat().st_dev, base.stat().st_ino) in opened.keys
-    (tmp_path / "sub").mkdir()
-    moved = Path(shutil.move(base, tmp_path / "sub"))
-    qemu.run([
-        qemu.program("qemu-img"), "rebase", "-u", *foreign.secret_object(made), "--image-opts",
-        "-b", str(moved), "-F", "vdi",
-        f"driver=qcow2,file.filename={top},encrypt.format=luks,encrypt.key-secret=s",
-    ])  # fmt: skip
-    with pytest.raises(PolicyError, match="--allow-path"):
+    base.rename(elsewhere / "base.vdi")
+    base.symlink_to(elsewhere / "base.vdi")
+    with pytest.raises(PolicyError, match=r"backing file .*--allow-path"):
         open_image(top, policy=how)
 
 
@@ -723,7 +728,7 @@ def test_snapshot_and_format_of_a_foreign_image(made: Path) -> None:
         open_image(image(made, "old", VARIANTS["qcow2-aes"]), snapshot="a")
     with pytest.raises(OptionError, match=r"known are: .*vmdk"):
         open_image(image(made, "old", VARIANTS["vdi"]), format="iso")
-    with pytest.raises(QemuError, match="VHDX"):
+    with pytest.raises(QemuError, match=r"old\.vdi: QEMU cannot read it: Could not open the file"):
         open_image(image(made, "old", VARIANTS["vdi"]), format="vhdx")
 
 
@@ -753,10 +758,12 @@ class Run:
         errors = self.process.communicate(timeout=60)[1]
         assert foreign.wait_until_none(self.mark) == []
         assert list(self.folder.iterdir()) == []
-        assert b"Traceback" not in errors, errors
+        # While Python still imports, Ctrl-C is Python's own to tell.
+        assert number == signal.SIGINT or b"Traceback" not in errors, errors
         return self.process.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["daemon", "convert"])
 @pytest.mark.parametrize("ending", ["success", "failure", "interrupt", "kill"])
 def test_nothing_is_left_behind(how: str, ending: str, made: Path, tmp_path: Path) -> None:

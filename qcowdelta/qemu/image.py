@@ -15,7 +15,7 @@ from ..extents import EXTENT, Extents, Kind, Offsets, clip, coalesce
 from ..formats import FORMATS
 from ..hostfile import HostFile
 from ..layer import How, Source, SourceFile
-from ..raw import RawLayer
+from ..raw import RawLayer, data_and_zeros
 from ..units import MIB
 from .convert import converted
 from .daemon import StorageDaemon
@@ -192,12 +192,10 @@ class QemuLayer:
 
     def _ask(self, start: int, stop: int) -> Extents:
         status = self._content.status(start, stop)
-        out = np.zeros(len(status), EXTENT)
-        out["start"] = out["host"] = status[:, 0]
-        out["length"] = status[:, 1]
         # A hole that is not said to be zeros has no defined content, so it has to be read.
-        out["kind"] = np.where(status[:, 2] & ZERO, Kind.ZERO, Kind.DATA)
-        return out
+        data = status[(status[:, 2] & ZERO) == 0]
+        ranges = np.stack([data[:, 0], data[:, 0] + data[:, 1]], axis=1)
+        return coalesce(data_and_zeros(ranges, start, stop))
 
     def next_mapped(self, start: int) -> int | None:
         """Return where the next data begins."""

@@ -1,7 +1,8 @@
 """Thin wrappers over QEMU's tools, which judge everything the tests assert.
 
 The programs are found on PATH, or where QCOWDELTA_QEMU_IMG, QCOWDELTA_QEMU_IO, QCOWDELTA_QEMU_NBD,
-QCOWDELTA_QEMU_STORAGE_DAEMON and QCOWDELTA_QEMU_SYSTEM say, so that one test run can be pointed at another QEMU.
+QCOWDELTA_QEMU_STORAGE_DAEMON and QCOWDELTA_QEMU_SYSTEM say, so that one test run can be pointed at
+another QEMU.
 
 QEMU looks for a relative *data-file* name in its working folder, not in the image's. Every wrapper
 therefore runs in the folder of its (first) image, where the name's other reading agrees.
