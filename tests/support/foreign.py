@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from tests.support import qemu
@@ -41,16 +43,26 @@ class Variant:
 
     def make(self, raw: Path, path: Path) -> Path:
         """Make an image with the content of a raw one."""
-        words: list[str] = []
-        options = dict(self.options)
-        if self.encrypt is not None:
-            words = secret_object(path.parent)
-            options[f"{self.encrypt}key-secret"] = "s"
-        given = ",".join(f"{key}={value}" for key, value in options.items())
-        argv = [qemu.program("qemu-img"), "convert", "-q", *words, "-f", "raw", "-O", self.format]
-        argv += ["-o", given] if given else []
-        run_patiently([*argv, str(raw), str(path)])
+        if self.encrypt is None:
+            argv = [qemu.program("qemu-img"), "convert", "-q", "-f", "raw", "-O", self.format]
+            qemu.run([*argv, *self._options(), str(raw), str(path)])
+            return path
+        # Making a LUKS key takes seconds, so all of a format have the same.
+        path.write_bytes(_empty_encrypted(self.name, raw.stat().st_size))
+        argv = [qemu.program("qemu-img"), "convert", "-q", "-n", *secret_object(path.parent)]
+        source = f"driver=raw,file.filename={raw}"
+        qemu.run([*argv, "--image-opts", source, "--target-image-opts", self.judged(path)])
         return path
+
+    def _options(self, **more: str) -> list[str]:
+        given = ",".join(f"{key}={value}" for key, value in {**self.options, **more}.items())
+        return ["-o", given] if given else []
+
+    def make_empty(self, path: Path, size: int) -> None:
+        """Make an empty image that is encrypted."""
+        key = {f"{self.encrypt}key-secret": "s"}
+        argv = [qemu.program("qemu-img"), "create", "-q", *secret_object(path.parent)]
+        run_patiently([*argv, "-f", self.format, *self._options(**key), str(path), str(size)])
 
     def judged(self, path: Path) -> str:
         """The image for qemu-img's --image-opts."""
@@ -89,6 +101,16 @@ VARIANTS = {
         Variant("qcow2-aes", "qcow2", {"encrypt.format": "aes"}, "encrypt."),
     )
 }
+
+
+@cache
+def _empty_encrypted(name: str, size: int) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="qcowdelta-") as folder:
+        path = Path(folder, "empty")
+        VARIANTS[name].make_empty(path, size)
+        return path.read_bytes()
+
+
 ENCRYPTED = [name for name, variant in VARIANTS.items() if variant.encrypt is not None]
 
 
