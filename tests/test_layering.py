@@ -18,9 +18,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qcowdelta"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # What needs nothing of ours.
-    ("errors", "journal", "threads", "units", "version"),
+    ("errors", "journal", "qemu.launch", "threads", "units", "version"),
     ("declare", "extents"),
-    ("hostfile",),
+    ("hostfile", "secret"),
+    ("formats",),
+    # QEMU's programs, and talking to them.
+    ("qemu.nbd", "qemu.programs", "qemu.qmp"),
+    ("qemu.daemon", "qemu.remote", "qemu.vmdk"),
+    ("qemu.headers",),
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),
     ("qcow2.codec", "qcow2.header"),
@@ -30,6 +35,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qcow2.image", "raw"),
     # Images: files and all that lies under them.
     ("policy", "reader"),
+    ("qemu.graph",),
+    ("qemu.convert",),
+    ("qemu.image",),
     ("image", "ranges"),
     # Deltas, and what finds them.
     ("delta", "dirty"),
@@ -67,7 +75,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}
-NAMESPACES = {"", "patch", "qcow2"}
+NAMESPACES = {"", "patch", "qcow2", "qemu"}
 """Packages whose own ``__init__`` holds nothing that another module may use."""
 
 FOR_PEOPLE = {"argparse", "click", "curses", "getpass", "logging", "rich", "rich_click"}
