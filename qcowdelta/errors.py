@@ -10,6 +10,10 @@
     │   ├── CorruptImageError   tables or data that contradict each other or the file
     │   ├── PolicyError         opening it was not allowed
     │   └── ImageLockedError    another process is using it
+    ├── QmpError                a QEMU that runs refused a command
+    │   ├── QmpBusyError        another client holds its monitor
+    │   ├── QmpTimeoutError     it did not answer in time
+    │   └── QmpLostError        it has gone
     ├── BaseMismatchError       a base is not the one the delta was made from
     ├── OutputError             the output cannot be put where it was asked for
     └── OptionError             options that do not make sense, alone or together
@@ -94,6 +98,42 @@ class PolicyError(ImageError):
 
 class ImageLockedError(ImageError):
     """Another process holds a lock on the image that excludes reading it."""
+
+
+class QmpError(QcowDeltaError):
+    """A QEMU that runs refused a command, or could not be asked.
+
+    Args:
+        message: where, what was asked, and what it said; never what the command was given.
+        command: the command's name.
+        error_class: QEMU's class of the error; None where the answer was none of QEMU's.
+        desc: QEMU's own words.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        command: str | None = None,
+        error_class: str | None = None,
+        desc: str = "",
+    ) -> None:
+        self.command = command
+        self.error_class = error_class
+        self.desc = desc
+        super().__init__(message)
+
+
+class QmpBusyError(QmpError):
+    """Another client holds the monitor, which serves one at a time."""
+
+
+class QmpTimeoutError(QmpError):
+    """QEMU did not answer in time; whether it did what was asked is not known."""
+
+
+class QmpLostError(QmpError):
+    """The connection to QEMU was lost, or is none of QMP."""
 
 
 class BaseMismatchError(QcowDeltaError):

@@ -21,6 +21,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "journal", "threads", "units", "version"),
     ("declare", "extents"),
     ("hostfile",),
+    # QEMU's programs, and talking to them.
+    ("qemu.qmp",),
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),
     ("qcow2.codec", "qcow2.header"),
@@ -66,7 +68,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}
-NAMESPACES = {"", "patch", "qcow2"}
+NAMESPACES = {"", "patch", "qcow2", "qemu"}
 """Packages whose own ``__init__`` holds nothing that another module may use."""
 
 FOR_PEOPLE = {"argparse", "click", "curses", "getpass", "logging", "rich", "rich_click"}
