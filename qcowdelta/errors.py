@@ -10,10 +10,13 @@
     │   ├── CorruptImageError   tables or data that contradict each other or the file
     │   ├── PolicyError         opening it was not allowed
     │   └── ImageLockedError    another process is using it
-    ├── QmpError                a QEMU that runs refused a command
-    │   ├── QmpBusyError        another client holds its monitor
-    │   ├── QmpTimeoutError     it did not answer in time
-    │   └── QmpLostError        it has gone
+    ├── QemuError               a program of QEMU's failed, hung, or is missing
+    │   ├── NbdError            an NBD server refused, hung, or broke the protocol
+    │   └── QmpError            a QEMU that runs refused a command
+    │       ├── QmpBusyError    another client holds its monitor
+    │       ├── QmpTimeoutError it did not answer in time
+    │       └── QmpLostError    it has gone
+    ├── LiveError               a running VM is not in the state that is needed
     ├── BaseMismatchError       a base is not the one the delta was made from
     ├── OutputError             the output cannot be put where it was asked for
     └── OptionError             options that do not make sense, alone or together
@@ -100,7 +103,15 @@ class ImageLockedError(ImageError):
     """Another process holds a lock on the image that excludes reading it."""
 
 
-class QmpError(QcowDeltaError):
+class QemuError(QcowDeltaError):
+    """A program of QEMU's failed, did not answer in time, or is missing."""
+
+
+class NbdError(QemuError):
+    """An NBD server refused an export or a request, did not answer, or broke the protocol."""
+
+
+class QmpError(QemuError):
     """A QEMU that runs refused a command, or could not be asked.
 
     Args:
@@ -134,6 +145,10 @@ class QmpTimeoutError(QmpError):
 
 class QmpLostError(QmpError):
     """The connection to QEMU was lost, or is none of QMP."""
+
+
+class LiveError(QcowDeltaError):
+    """A running VM has not what is needed, or something of ours is in its way."""
 
 
 class BaseMismatchError(QcowDeltaError):
