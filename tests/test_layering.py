@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("declare", "extents"),
     ("hostfile",),
     # QEMU's programs, and talking to them.
-    ("qemu.nbd", "qemu.qmp"),
+    ("qemu.nbd", "qemu.qmp", "qemu.sockets"),
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),
     ("qcow2.codec", "qcow2.header"),
