@@ -7,7 +7,6 @@ from typing import Protocol
 
 from .errors import CorruptImageError
 from .extents import Extents
-from .hostfile import HostFile
 from .qcow2.codec import CodecError, inflate
 from .qcow2.layout import CompressionType
 
@@ -75,8 +74,8 @@ class Layer(Protocol):
         """The format's name, as qemu-img has it."""
 
     @property
-    def file(self) -> HostFile:
-        """The file that was opened."""
+    def file(self) -> SourceFile:
+        """The file that was opened, or what takes its place."""
 
     @property
     def source(self) -> Source:

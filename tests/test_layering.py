@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qcow2.codec", "qcow2.header"),
     ("qcow2.bitmaps", "qcow2.snapshots", "qcow2.tables", "qcow2.writer"),
     ("layer", "qcow2.check"),
-    ("qcow2.image", "raw"),
+    ("qcow2.image", "qemu.export", "raw"),
     # Images: files and all that lies under them.
     ("policy", "reader"),
     ("image", "ranges"),
@@ -53,6 +53,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("patch.apply", "patch.combine", "patch.verify"),
     # What tells of any of these files.
     ("info",),
+    # A running VM.
+    ("live.names", "live.scratch"),
+    ("live.machine",),
+    ("live.steps", "live.undo"),
+    ("live.checkpoint",),
+    ("live.dirty",),
+    ("live.view",),
+    ("live.status",),
     # The command line.
     ("cli.memory", "cli.options", "cli.show"),
     ("cli.info", "cli.sinks"),
@@ -63,12 +71,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "cli.convert",
         "cli.diff",
         "cli.inspect",
+        "cli.live",
         "cli.verify",
     ),
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}
-NAMESPACES = {"", "patch", "qcow2", "qemu"}
+NAMESPACES = {"", "live", "patch", "qcow2", "qemu"}
 """Packages whose own ``__init__`` holds nothing that another module may use."""
 
 FOR_PEOPLE = {"argparse", "click", "curses", "getpass", "logging", "rich", "rich_click"}

@@ -14,6 +14,7 @@ import contextlib
 import os
 import socket
 import stat
+import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -31,6 +32,7 @@ Event: TypeAlias = Mapping[str, Any]
 
 TIMEOUT = 10.0
 """How long a command may take, seconds, where nothing else is said."""
+_UCRED = struct.Struct("3i")  # process, user, group
 _RETRY = 0.05  # s; between tries to connect to a socket whose queue is full
 _GRACE = 5.0  # s; what the loop's thread gets for noticing that a time-out has passed
 
@@ -78,6 +80,15 @@ class QmpSession:
         _traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def peer(self) -> int | None:
+        """The process that listens on the monitor's socket, QEMU as a rule; None: not known."""
+        try:
+            found = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        except OSError:
+            return None
+        return _UCRED.unpack(found)[0] or None  # 0: it is in another namespace
 
     def close(self) -> None:
         """End the session. Closing twice is allowed, and so is closing one whose peer is dead."""
