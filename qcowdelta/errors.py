@@ -8,6 +8,7 @@
     │   │   ├── UnsupportedFeatureError   valid, but needs something we do not read
     │   │   └── EncryptedImageError       valid, but only ciphertext can be read
     │   ├── CorruptImageError   tables or data that contradict each other or the file
+    │   ├── UnusableBitmapError a dirty bitmap of it does not mark all that was written
     │   ├── PolicyError         opening it was not allowed
     │   └── ImageLockedError    another process is using it
     ├── QemuError               a program of QEMU's failed, hung, or is missing
@@ -18,6 +19,7 @@
     │       └── QmpLostError    it has gone
     ├── LiveError               a running VM is not in the state that is needed
     ├── BaseMismatchError       a base is not the one the delta was made from
+    ├── BitmapMismatchError     two images differ where a dirty bitmap marks nothing
     ├── OutputError             the output cannot be put where it was asked for
     └── OptionError             options that do not make sense, alone or together
 
@@ -95,6 +97,10 @@ class CorruptImageError(ImageError):
     """The image's tables or data contradict each other or the file's length."""
 
 
+class UnusableBitmapError(ImageError):
+    """A dirty bitmap of the image does not mark all that was written."""
+
+
 class PolicyError(ImageError):
     """A file was not opened, because the policy does not allow it."""
 
@@ -153,6 +159,10 @@ class LiveError(QcowDeltaError):
 
 class BaseMismatchError(QcowDeltaError):
     """A base is not the one a delta was made from."""
+
+
+class BitmapMismatchError(QcowDeltaError):
+    """Two images differ where a dirty bitmap marks nothing: it began from another state."""
 
 
 class OutputError(QcowDeltaError):

@@ -26,16 +26,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),
     ("qcow2.codec", "qcow2.header"),
-    ("qcow2.bitmaps", "qcow2.snapshots", "qcow2.tables", "qcow2.writer"),
+    ("qcow2.snapshots", "qcow2.tables", "qcow2.writer"),
+    ("qcow2.bitmaps",),
     ("layer", "qcow2.check"),
     ("qcow2.image", "qemu.export", "raw"),
     # Images: files and all that lies under them.
     ("policy", "reader"),
     ("image", "ranges"),
     # Deltas, and what finds them.
-    ("delta",),
+    ("delta", "dirty"),
     ("hashtree", "pieces"),
-    ("identity", "payloads"),
+    ("identity", "payloads", "spotcheck"),
     ("diff",),
     # What takes a delta or an image.
     ("base", "naming", "output"),

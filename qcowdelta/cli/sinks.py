@@ -250,6 +250,7 @@ def _found(delta: Delta) -> dict[str, Any]:
             "equal_payload": stats.equal_payload,
             "shared_extent": stats.shared_extent,
             "told": stats.told,
+            "not_dirty": stats.not_dirty,
             "read": stats.read,
         },
         "bytes_read_old": stats.bytes_read_old,
@@ -271,7 +272,8 @@ def show(figures: dict[str, Any], options: dict[str, Any]) -> None:
         "zero": "zeros",
         "equal_payload": "equal compressed payload",
         "shared_extent": "shared host extents",
-        "told": "the patch",
+        "told": "trust in the bitmap" if figures.get("bitmap") else "the patch",
+        "not_dirty": "the bitmap",
         "read": "reading",
     }
     decided = ", ".join(
