@@ -61,7 +61,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("live.checkpoint",),
     ("live.dirty",),
     ("live.view",),
-    ("live.status",),
+    ("live.cleanup", "live.status"),
     # The command line.
     ("cli.memory", "cli.options", "cli.show"),
     ("cli.info", "cli.sinks"),

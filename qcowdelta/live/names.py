@@ -36,6 +36,10 @@ NEXT = RUN_BITMAPS + "next"
 DIRTY = RUN_BITMAPS + "dirty"
 """A copy of the checkpoint's bitmap, taken after the moment."""
 
+COPY_TIMEOUT = 15
+"""How long the guest's write waits for what was there to be copied, s: a guest's patience is 30 s.
+What lets writes come to their end may take as long."""
+
 _CHECKPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 
 
@@ -88,9 +92,14 @@ class Record:
             raise LiveError(f"what the object {RUN} in the VM says is not understood") from error
 
     @property
+    def pid(self) -> str:
+        """The number of the process that runs it."""
+        return self.owner.rpartition(" ")[2]
+
+    @property
     def alive(self) -> bool:
         """Whether the process that runs it is still there, as far as can be seen from here."""
-        return self.owner == _identity(self.owner.rpartition(" ")[2])
+        return bool(self.owner) and self.owner == _identity(self.pid)
 
 
 def this_process() -> str:

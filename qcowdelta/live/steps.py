@@ -28,8 +28,6 @@ from .scratch import Scratch
 Method: TypeAlias = Literal["copy-before-write", "backup"]
 Action: TypeAlias = dict[str, Any]
 
-COPY_TIMEOUT = 15
-"""How long the guest's write waits for the copy of what was there, s; a guest's own is 30 s."""
 CONNECTIONS = 16
 """How many connections to the export there can be."""
 
@@ -164,7 +162,7 @@ def _add_filter(run: Run) -> None:
             "file": run.node.name,
             "target": names.SCRATCH,
             "on-cbw-error": "break-snapshot",
-            "cbw-timeout": COPY_TIMEOUT,
+            "cbw-timeout": names.COPY_TIMEOUT,
         },
     )
 
@@ -176,9 +174,7 @@ def _set_drive(run: Run) -> None:
             "try --method backup"
         )
     try:
-        run.execute(
-            "qom-set", {"path": run.disk.qdev, "property": "drive", "value": names.FILTER}
-        )
+        run.execute("qom-set", {"path": run.disk.qdev, "property": "drive", "value": names.FILTER})
     except QmpError as error:
         if error.error_class is None:
             raise
@@ -210,7 +206,7 @@ def _start_backup(run: Run) -> None:
         "filter-node-name": names.FILTER,
     }
     if run.machine.qmp.has("blockdev-backup:on-cbw-error"):
-        backup |= {"on-cbw-error": "break-snapshot", "cbw-timeout": COPY_TIMEOUT}
+        backup |= {"on-cbw-error": "break-snapshot", "cbw-timeout": names.COPY_TIMEOUT}
     actions = [_new_bitmap(run, names.NEXT)] if run.next else []
     actions += _copied(run, run.since) if run.since is not None else []
     _transaction(run.machine, [*actions, {"type": "blockdev-backup", "data": backup}])
@@ -274,7 +270,10 @@ def _new_bitmap(run: Run, name: str, *, disabled: bool = False) -> Action:
 
 def _copied(run: Run, bitmap: Bitmap) -> list[Action]:
     """Return the actions that copy the last checkpoint's bitmap to one that stays as it is."""
-    return [_new_bitmap(run, names.DIRTY, disabled=True), merge(bitmap.node, names.DIRTY, bitmap.name)]
+    return [
+        _new_bitmap(run, names.DIRTY, disabled=True),
+        merge(bitmap.node, names.DIRTY, bitmap.name),
+    ]
 
 
 def merge(node: str, target: str, *sources: str) -> Action:

@@ -50,7 +50,9 @@ class Undo:
     undo: Callable[[Machine, Leftover], None]
 
 
-def undo_all(machine: Machine, on_step: Callable[[str], None] = lambda _name: None) -> list[Leftover]:
+def undo_all(
+    machine: Machine, on_step: Callable[[str], None] = lambda _name: None
+) -> list[Leftover]:
     """Undo whatever there is of a run; return what there was.
 
     Args:
@@ -122,10 +124,15 @@ def _until(machine: Machine, gone: Callable[[], bool], what: str) -> None:
 def _tolerate(machine: Machine, harmless: str, command: str, **arguments: Any) -> None:
     """Execute a command, and take one answer of its for success."""
     try:
-        machine.qmp.execute(command, arguments)
+        machine.qmp.execute(command, arguments, timeout=_patience(machine))
     except QmpError as error:
         if harmless not in error.desc:
             raise
+
+
+def _patience(machine: Machine) -> float:
+    """Return how long a command may take that waits for the guest's writes, s."""
+    return machine.qmp.timeout + names.COPY_TIMEOUT
 
 
 def _exports(machine: Machine) -> list[Leftover]:
@@ -176,7 +183,9 @@ def _put_drive_back(machine: Machine, found: Leftover) -> None:
     record = machine.record()
     if record is not None and record.device == found.name:
         machine.qmp.execute(
-            "qom-set", {"path": found.name, "property": "drive", "value": record.node}
+            "qom-set",
+            {"path": found.name, "property": "drive", "value": record.node},
+            timeout=_patience(machine),
         )
         return
     raise LiveError(

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from ..errors import LiveError, NbdError, OptionError, PathName, QmpError, printable
+from ..errors import (
+    LiveError,
+    NbdError,
+    PathName,
+    QcowDeltaError,
+    QmpBusyError,
+    QmpError,
+    QmpLostError,
+    printable,
+)
 from ..image import Image
 from ..qemu.export import ExportFile, ExportLayer
 from ..qemu.nbd import ALLOCATION, NbdClient
 from ..qemu.sockets import PrivateListener
-from ..units import usable_cpus
 from . import names
 from .checkpoint import find_checkpoint, keep_next, new_name
 from .dirty import NbdDirty, context
 from .machine import Machine
 from .scratch import Scratch
-from .steps import CONNECTIONS, STEPS, InTheWayError, Method, Run, Step, choose
+from .steps import CONNECTIONS, STEPS, InTheWayError, Method, Run, choose
 from .undo import undo_all, uninterrupted
 
 OnStep = Callable[[str], None]
+
+_READERS = CONNECTIONS - 2  # one is for the bitmap, one to spare
 
 
 @dataclass(frozen=True)
@@ -107,12 +116,9 @@ class DiskView:
         return sorted({node.file for node in self._machine.nodes().values()})
 
     def __enter__(self) -> Self:
-        try:
-            with contextlib.ExitStack() as stack:
-                self._open(stack)
-                self._stack = stack.pop_all()
-        except NbdError as error:
-            raise self._explained(error) from error
+        with contextlib.ExitStack() as stack:
+            self._open(stack)
+            self._stack = stack.pop_all()
         self._on_step("read")
         return self
 
@@ -122,10 +128,15 @@ class DiskView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Asked before the undoing: after it the scratch space is empty.
-        told = self._explained(error) if isinstance(error, NbdError) else None
-        self._stack.__exit__(kind, error, trace)
-        if told is not None:
+        # Asked before anything is undone: after that the scratch space is empty.
+        told = self._explained(error) if isinstance(error, NbdError) else error
+        try:
+            self._stack.close()
+        except LiveError as left:
+            if isinstance(told, QcowDeltaError):
+                raise LiveError(f"{told}; and {left}") from error
+            raise
+        if told is not error and told is not None:
             raise told from error
 
     def keep_checkpoint(self) -> None:
@@ -136,23 +147,14 @@ class DiskView:
         """
         if self.checkpoint is not None:
             self._on_step("keep")
-            keep_next(
-                self._machine,
-                self._node,
-                self.checkpoint,
-                self._since,
-                not self._options.keep_since,
-            )
+            drop = not self._options.keep_since
+            keep_next(self._machine, self._node, self.checkpoint, self._since, drop)
 
     def _open(self, stack: contextlib.ExitStack) -> None:
         options = self._options
+        reserve = self.method == "backup"
         self._scratch = stack.enter_context(
-            Scratch(
-                options.scratch,
-                self._node.size,
-                options.scratch_size,
-                reserve=self.method == "backup",
-            )
+            Scratch(options.scratch, self._node.size, options.scratch_size, reserve=reserve)
         )
         listener = None
         if options.nbd_socket is None:
@@ -166,21 +168,80 @@ class DiskView:
             self._since,
             self.checkpoint is not None,
         )
-        claim, *steps = STEPS[self.method]
-        stack.callback(self._undo)
-        try:
-            self._take(claim, run)
-        except InTheWayError:
-            stack.pop_all().close() if False else None
-            raise
-        for step in steps:
-            self._take(step, run)
-        self._read(stack, listener)
+        with contextlib.ExitStack() as undoing:
+            # Registered before the first step: a step may be done although it seems to fail.
+            undoing.callback(self._undo)
+            try:
+                for step in STEPS[self.method]:
+                    self._on_step(step.name)
+                    step.do(run)
+            except InTheWayError:
+                undoing.pop_all()  # what is there is another's
+                raise
+            stack.enter_context(undoing.pop_all())
+        self._connect(stack, listener)
 
-    def _take(self, step: Step, run: Run) -> None:
-        self._on_step(step.name)
-        step.do(run)
+    def _connect(self, stack: contextlib.ExitStack, listener: PrivateListener | None) -> None:
+        def connect(*contexts: str) -> NbdClient:
+            timeout = self._machine.qmp.timeout
+            if listener is None:
+                assert self._options.nbd_socket is not None
+                return NbdClient.connect_unix(
+                    self._options.nbd_socket, names.EXPORT, contexts, name=self.name
+                )
+            sock = listener.connect(timeout)
+            return NbdClient(sock, names.EXPORT, contexts, name=self.name)
+
+        file = ExportFile(lambda: connect(ALLOCATION), _READERS, self.name)
+        stack.callback(file.close)
+        self.image = Image([ExportLayer(file, self._node.driver)])
+        self.dirty = None
+        if self._since is not None:
+            client = connect(context(names.DIRTY))
+            stack.callback(client.close)
+            if context(names.DIRTY) not in client.contexts:
+                raise LiveError(f"{self.name}: QEMU does not export the checkpoint's bitmap")
+            self.dirty = NbdDirty(client, names.DIRTY, self._since.granularity)
 
     def _undo(self) -> None:
-        uninterrupted(lambda: undo_all(self._machine, self._on_step))
+        uninterrupted(self._undo_or_reconnect)
+
+    def _undo_or_reconnect(self) -> None:
+        try:
+            undo_all(self._machine, self._on_step)
+        except LiveError as error:
+            if not isinstance(error.__cause__, QmpLostError):
+                raise
+            self._undo_anew(error)
         self._scratch.release()
+
+    def _undo_anew(self, lost: LiveError) -> None:
+        """Undo by a new connection; where there is no VM any more, nothing is left to undo."""
+        try:
+            session = self._machine.qmp.reconnect()
+        except QmpBusyError:
+            raise lost from lost.__cause__
+        except QmpError:
+            return
+        with session:
+            undo_all(Machine(session), self._on_step)
+
+    def _explained(self, error: NbdError) -> QcowDeltaError:
+        """Return why the view could not be read: an export itself says next to nothing."""
+        try:
+            status = self._machine.status
+        except QmpLostError:
+            return LiveError(f"{self.name}: the VM has ended while its disk was read")
+        except QmpError:
+            return error
+        scratch = self._scratch
+        if scratch.full:
+            return LiveError(
+                f"{self.name}: the scratch space in {scratch.folder} is full ({scratch.used} bytes "
+                "are taken), so the disk as of that moment is lost; the guest goes on. Give it more "
+                "by --scratch-size, or another folder by --scratch"
+            )
+        return LiveError(
+            f"{error}. The VM is {status}; its disk as of that moment is lost where copying what "
+            f"the guest overwrites failed, or took more than {names.COPY_TIMEOUT} s"
+        )

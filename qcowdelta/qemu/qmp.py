@@ -53,10 +53,13 @@ class QmpSession:
 
     def __init__(self, target: PathName | socket.socket, *, timeout: float = TIMEOUT) -> None:
         self.timeout = timeout
-        named = not isinstance(target, socket.socket)
-        self.name = printable(target) if not isinstance(target, socket.socket) else "the monitor"
+        self._path: str | None
         until = time.monotonic() + timeout
-        self._socket = _connect(target, until) if not isinstance(target, socket.socket) else target
+        if isinstance(target, socket.socket):
+            self._path, self._socket, self.name = None, target, "the monitor"
+        else:
+            self._path, self._socket = os.fspath(target), _connect(target, until)
+            self.name = printable(target)
         self._schema: dict[str, Any] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="qcowdelta-qmp", daemon=True)
@@ -65,7 +68,7 @@ class QmpSession:
             self._client = self._wait(self._greeted(until), timeout, "greeting")
         except QmpTimeoutError as error:
             self._stop_loop()
-            raise (self._busy() if named else error) from None
+            raise (error if self._path is None else self._busy()) from None
         except BaseException:
             self._stop_loop()
             raise
@@ -89,6 +92,16 @@ class QmpSession:
         except OSError:
             return None
         return _UCRED.unpack(found)[0] or None  # 0: it is in another namespace
+
+    def reconnect(self) -> QmpSession:
+        """Return a new session with what listens at the same place now.
+
+        Raises:
+            QmpError: as for a new session; also where this one was given a socket.
+        """
+        if self._path is None:
+            raise QmpLostError(f"{self.name}: it cannot be connected to again")
+        return QmpSession(self._path, timeout=self.timeout)
 
     def close(self) -> None:
         """End the session. Closing twice is allowed, and so is closing one whose peer is dead."""
