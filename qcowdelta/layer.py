@@ -66,6 +66,23 @@ class Source:
             ) from error
 
 
+@dataclass(frozen=True)
+class How:
+    """How a layer is read.
+
+    Attributes:
+        path: its file.
+        format: its format, as qemu-img has it.
+        by: ``native``, ``qemu-storage-daemon`` or ``qemu-img convert``.
+        reason: why not natively, or None.
+    """
+
+    path: str
+    format: str
+    by: str = "native"
+    reason: str | None = None
+
+
 class Layer(Protocol):
     """One file of an image, seen alone."""
 
@@ -76,6 +93,14 @@ class Layer(Protocol):
     @property
     def file(self) -> SourceFile:
         """The file that was opened, or what takes its place."""
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """Every file it was opened from, that one first."""
+
+    @property
+    def how(self) -> How:
+        """How it is read."""
 
     @property
     def source(self) -> Source:

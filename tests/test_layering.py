@@ -18,11 +18,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qcowdelta"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # What needs nothing of ours.
-    ("errors", "journal", "threads", "units", "version"),
+    ("errors", "journal", "qemu.launch", "threads", "units", "version"),
     ("declare", "extents"),
-    ("hostfile",),
+    ("hostfile", "secret"),
+    ("formats",),
     # QEMU's programs, and talking to them.
-    ("qemu.nbd", "qemu.qmp", "qemu.sockets"),
+    ("qemu.nbd", "qemu.programs", "qemu.qmp", "qemu.sockets"),
+    ("qemu.daemon", "qemu.remote", "qemu.vmdk"),
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),
     ("qcow2.codec", "qcow2.header"),
@@ -32,6 +34,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qcow2.image", "qemu.export", "raw"),
     # Images: files and all that lies under them.
     ("policy", "reader"),
+    ("qemu.graph",),
+    ("qemu.convert",),
+    ("qemu.image",),
     ("image", "ranges"),
     # Deltas, and what finds them.
     ("delta", "dirty"),

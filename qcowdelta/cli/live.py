@@ -40,19 +40,18 @@ device = click.option(
     show_default=True,
     help="How long each QMP command may take, in seconds.",
 )
-@click.pass_context
-def live(context: click.Context, qmp: Path | None, timeout: float) -> None:
+def live(qmp: Path | None, timeout: float) -> None:
     """Look at a running VM, and take a delta of a disk while the guest goes on."""
-    context.obj = (qmp, timeout)
+    click.get_current_context().obj = (qmp, timeout)
 
 
 @contextlib.contextmanager
-def _machine(context: click.Context) -> Iterator[Machine]:
+def _machine() -> Iterator[Machine]:
     """Talk to the VM; whatever would end the program ends the talk in order."""
     from ..live.machine import Machine
     from ..qemu.qmp import QmpSession
 
-    path, timeout = context.obj
+    path, timeout = click.get_current_context().obj
     if path is None:
         raise click.UsageError("give the VM's monitor: qcowdelta live --qmp SOCKET …")
     with _interruptible(), QmpSession(path, timeout=timeout) as session:
@@ -76,13 +75,12 @@ def _interruptible() -> Iterator[None]:
 
 @live.command()
 @opt.as_json
-@click.pass_context
-def status(context: click.Context, as_json: bool) -> None:
+def status(as_json: bool) -> None:
     """Show the VM's disks, nodes and bitmaps, and what a killed run left behind."""
     from ..live.status import describe_machine
     from .show import console, print_json
 
-    with _machine(context) as machine:
+    with _machine() as machine:
         found = describe_machine(machine)
     if as_json:
         print_json(found)
@@ -113,10 +111,7 @@ def _print(found: dict[str, Any], out: Any) -> None:
 @click.option("--name", metavar="NAME", help="What to call it; default: the time.")
 @opt.as_json
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.pass_context
-def checkpoint(
-    context: click.Context, device: str, name: str | None, as_json: bool, quiet: bool
-) -> None:
+def checkpoint(device: str, name: str | None, as_json: bool, quiet: bool) -> None:
     """Begin to record what the guest writes, for 'live diff --since'.
 
     The delta will be over the disk's content as of now, which has to be had otherwise: 'live diff
@@ -128,7 +123,7 @@ def checkpoint(
     from ..live.checkpoint import start_checkpoint
     from .show import print_json
 
-    with _machine(context) as machine:
+    with _machine() as machine:
         bitmap = start_checkpoint(machine, device, name)
     if as_json:
         print_json({"checkpoint": bitmap.name, "device": device, **asdict(bitmap)})
@@ -143,9 +138,7 @@ def checkpoint(
 @click.option("--checkpoint", metavar="NAME", help="Remove this checkpoint too.")
 @click.option("--force", is_flag=True, help="Even while the run seems to be at work.")
 @opt.as_json
-@click.pass_context
 def cleanup(
-    context: click.Context,
     dry_run: bool,
     checkpoints: bool,
     checkpoint: str | None,
@@ -157,7 +150,7 @@ def cleanup(
     from ..live.cleanup import clean_up
     from .show import print_json
 
-    with _machine(context) as machine:
+    with _machine() as machine:
         found, removed = clean_up(machine, checkpoint or checkpoints, dry_run=dry_run, force=force)
     shown = [{"kind": each.kind, "name": printable(each.name)} for each in found]
     names = [printable(bitmap.name) for bitmap in removed]
@@ -209,8 +202,7 @@ def cleanup(
 @opt.opening
 @sinks.writing
 @click.option("-v", "--verbose", is_flag=True, help="Tell each step.")
-@click.pass_context
-def live_diff(context: click.Context, base: Path, output: Path, **options: Any) -> None:
+def live_diff(base: Path, output: Path, **options: Any) -> None:
     """Write what turns OLD into a disk of the VM as of one moment, while the guest goes on.
 
     OLD is a file with an earlier content of the disk: its backing file, or a copy.
@@ -220,7 +212,7 @@ def live_diff(context: click.Context, base: Path, output: Path, **options: Any) 
     with contextlib.ExitStack() as stack:
         old = stack.enter_context(opt.open_base(base, options))
         sinks.refuse_input(output, old)
-        machine = stack.enter_context(_machine(context))
+        machine = stack.enter_context(_machine())
         view = _view(machine, output, options)
         sinks.refuse_input(output, *filter(os.path.exists, view.files))
         write = _patch if what == "patch" else _overlay

@@ -77,7 +77,8 @@ def keep_next(machine: Machine, node: Node, bitmap: str, since: Bitmap | None, d
     """Turn what was recorded since the moment into a checkpoint, all at once or not at all.
 
     Args:
-        machine, node: the VM, and the node of the disk.
+        machine: the VM.
+        node: the node of the disk.
         bitmap: what the checkpoint will be called, as :func:`new_name` has it.
         since: the last checkpoint.
         drop: remove that one.

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from ..errors import LiveError, OptionError, QmpError, printable
+from ..errors import LiveError, QmpError, printable
 from ..qemu.sockets import PrivateListener
 from . import names
 from .machine import Bitmap, Disk, Machine, Node

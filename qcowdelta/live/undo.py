@@ -62,7 +62,8 @@ def undo_all(
     Raises:
         LiveError: something could not be undone. All the rest has been.
     """
-    done, errors = [], []
+    done: list[Leftover] = []
+    errors: list[QmpError | LiveError] = []
     for part in ORDER:
         try:
             for found in part.find(machine):

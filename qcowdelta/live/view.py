@@ -19,6 +19,7 @@ from ..errors import (
     printable,
 )
 from ..image import Image
+from ..layer import How
 from ..qemu.export import ExportFile, ExportLayer
 from ..qemu.nbd import ALLOCATION, NbdClient
 from ..qemu.sockets import PrivateListener
@@ -182,19 +183,15 @@ class DiskView:
         self._connect(stack, listener)
 
     def _connect(self, stack: contextlib.ExitStack, listener: PrivateListener | None) -> None:
+        place = self._options.nbd_socket if listener is None else listener.path
+
         def connect(*contexts: str) -> NbdClient:
-            timeout = self._machine.qmp.timeout
-            if listener is None:
-                assert self._options.nbd_socket is not None
-                return NbdClient.connect_unix(
-                    self._options.nbd_socket, names.EXPORT, contexts, name=self.name
-                )
-            sock = listener.connect(timeout)
-            return NbdClient(sock, names.EXPORT, contexts, name=self.name)
+            return NbdClient.connect_unix(place or "", names.EXPORT, contexts, name=self.name)
 
         file = ExportFile(lambda: connect(ALLOCATION), _READERS, self.name)
         stack.callback(file.close)
-        self.image = Image([ExportLayer(file, self._node.driver)])
+        how = How(self.name, self._node.driver, "the VM")
+        self.image = Image([ExportLayer(file, how)])
         self.dirty = None
         if self._since is not None:
             client = connect(context(names.DIRTY))
@@ -237,9 +234,9 @@ class DiskView:
         scratch = self._scratch
         if scratch.full:
             return LiveError(
-                f"{self.name}: the scratch space in {scratch.folder} is full ({scratch.used} bytes "
-                "are taken), so the disk as of that moment is lost; the guest goes on. Give it more "
-                "by --scratch-size, or another folder by --scratch"
+                f"{self.name}: the scratch space in {scratch.folder} is full (it takes "
+                f"{scratch.used} bytes), so the disk as of that moment is lost; the guest goes on. "
+                "Give it more by --scratch-size, or another folder by --scratch"
             )
         return LiveError(
             f"{error}. The VM is {status}; its disk as of that moment is lost where copying what "

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..extents import EXTENT, Extents, Kind, Offsets
-from ..layer import Source
-from ..units import GIB
+from ..extents import EXTENT, Extents, Kind, Offsets, clip, coalesce
+from ..layer import How, Source, SourceFile
+from ..units import MIB
 from .nbd import ALLOCATION, ZERO, NbdClient
 
-_STRIDE = GIB  # how far is looked at a time for what is mapped
-_UNIT = 4096
+_UNIT = 4096  # what most formats allocate at least; a window of a comparison is sized by it
+_WINDOW = 64 * MIB
+_WINDOWS = 16
+_FARTHEST = 2048 * MIB
 _numbers = itertools.count()
 
 
@@ -22,7 +26,7 @@ class ExportFile:
     """The content of an export, as a file in which offsets are guest offsets; for any thread.
 
     Args:
-        connect: makes a connection; each thread that reads gets one of its own.
+        connect: makes a connection, which is used by one thread at a time.
         limit: how many connections there may be.
         path: what the export is to people.
 
@@ -34,16 +38,32 @@ class ExportFile:
         NbdError: it cannot be connected to.
     """
 
+    mtime_ns = 0
+
     def __init__(self, connect: Callable[[], NbdClient], limit: int, path: str) -> None:
         self.path = path
         self.key: tuple[int, ...] = (-2, next(_numbers))
-        self.mtime_ns = 0
         self._connect = connect
-        self._free = threading.Semaphore(limit)
+        self._free: list[NbdClient] = []
         self._lock = threading.Lock()
-        self._all: list[NbdClient] = [connect()]
-        self._idle = list(self._all)
-        self.size = self._all[0].size
+        self._may_connect = threading.BoundedSemaphore(limit)
+        with self._connection() as client:
+            self.size = client.size
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[NbdClient]:
+        """Lend a connection; one that failed is not used again."""
+        with self._may_connect:
+            with self._lock:
+                client = self._free.pop() if self._free else None
+            client = client or self._connect()
+            try:
+                yield client
+            except BaseException:
+                client.close()
+                raise
+            with self._lock:
+                self._free.append(client)
 
     def fileno(self) -> None:
         """Return that there is no descriptor."""
@@ -55,48 +75,30 @@ class ExportFile:
         Raises:
             NbdError: it cannot be read.
         """
-        inside = max(0, min(len(buffer), self.size - offset))
+        inside = min(len(buffer), max(0, self.size - offset))
         if inside:
-            self._use(lambda client: client.read_into(buffer[:inside], offset))
+            with self._connection() as client:
+                client.read_into(buffer[:inside], offset)
         if inside < len(buffer):
             buffer[inside:] = bytes(len(buffer) - inside)
 
-    def block_status(self, start: int, stop: int) -> Offsets:
-        """Return what :meth:`.NbdClient.block_status` does, of what is allocated.
+    def status(self, start: int, stop: int) -> Offsets:
+        """Return what ``base:allocation`` says, see :meth:`.NbdClient.block_status`.
+
+        Where the server does not tell, all is data.
 
         Raises:
             NbdError: it cannot be told.
         """
-        found: list[Offsets] = []
-        self._use(lambda client: found.append(_status(client, start, stop)))
-        return found[0]
-
-    def _use(self, work: Callable[[NbdClient], None]) -> None:
-        with self._free:
-            with self._lock:
-                client = self._idle.pop() if self._idle else None
-            if client is None:
-                client = self._connect()
-                with self._lock:
-                    self._all.append(client)
-            try:
-                work(client)
-            finally:
-                with self._lock:
-                    self._idle.append(client)
+        with self._connection() as client:
+            if ALLOCATION not in client.contexts:
+                return np.array([[start, stop - start, 0]], np.int64)
+            return client.block_status(ALLOCATION, start, stop)
 
     def close(self) -> None:
-        """Close the connections."""
-        with self._lock:
-            clients, self._all, self._idle = self._all, [], []
-        for client in clients:
-            client.close()
-
-
-def _status(client: NbdClient, start: int, stop: int) -> Offsets:
-    if ALLOCATION in client.contexts:
-        return client.block_status(ALLOCATION, start, stop)
-    return np.array([[start, stop - start, 0]], np.int64)
+        """Close every connection."""
+        while self._free:
+            self._free.pop().close()
 
 
 class ExportLayer:
@@ -104,40 +106,69 @@ class ExportLayer:
 
     Args:
         file: the export; the layer closes it.
-        format: the format's name, as qemu-img has it.
+        how: what it is, and how it is read.
     """
 
     changes_only = False
+    unit = _UNIT
 
-    def __init__(self, file: ExportFile, format: str) -> None:  # noqa: A002 # term of qemu-img
+    def __init__(self, file: ExportFile, how: How) -> None:
         self.file = file
-        self.format = format
+        self.files: tuple[SourceFile, ...] = (file,)
+        self.how = how
+        self.format = how.format
         self.size = file.size
-        self.unit = _UNIT
         self.source = Source(file, _UNIT)
+        self._windows: OrderedDict[int, Extents] = OrderedDict()
+        self._lock = threading.Lock()
 
     def extents(self, start: int, stop: int) -> Extents:
-        """Return what ``[start, stop)`` is: ZERO or DATA.
+        """Return data where the server says there is some, and zeros elsewhere.
 
         Raises:
             NbdError: it cannot be told.
         """
-        rows = self.file.block_status(start, stop)
-        out = np.zeros(len(rows), EXTENT)
-        out["start"] = out["host"] = rows[:, 0]
-        out["length"] = rows[:, 1]
-        out["kind"] = np.where(rows[:, 2] & ZERO, Kind.ZERO, Kind.DATA)
+        parts = [self._window(number) for number in range(start // _WINDOW, -(-stop // _WINDOW))]
+        rows = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, EXTENT), *parts])
+        return coalesce(clip(rows, start, stop))
+
+    def _window(self, number: int) -> Extents:
+        """Return a window's extents; those asked for last are kept."""
+        with self._lock:
+            rows = self._windows.get(number)
+            if rows is not None:
+                self._windows.move_to_end(number)
+                return rows
+        rows = self._ask(number * _WINDOW, min((number + 1) * _WINDOW, self.size))
+        with self._lock:
+            self._windows[number] = rows
+            while len(self._windows) > _WINDOWS:
+                self._windows.popitem(last=False)
+        return rows
+
+    def _ask(self, start: int, stop: int) -> Extents:
+        status = self.file.status(start, stop)
+        out = np.zeros(len(status), EXTENT)
+        out["start"] = out["host"] = status[:, 0]
+        out["length"] = status[:, 1]
+        # A hole that is not said to be zeros has no defined content, so it has to be read.
+        out["kind"] = np.where(status[:, 2] & ZERO, Kind.ZERO, Kind.DATA)
         return out
 
     def next_mapped(self, start: int) -> int | None:
-        """Return where the next range begins that does not read as zeros by metadata."""
-        while start < self.size:
-            stop = min(start + _STRIDE, self.size)
-            rows = self.file.block_status(start, stop)
-            data = rows[(rows[:, 2] & ZERO) == 0]
+        """Return where the next data begins.
+
+        Raises:
+            NbdError: it cannot be told.
+        """
+        position, step = start, _WINDOW
+        while position < self.size:
+            stop = min(position - position % _WINDOW + step, self.size)
+            rows = self.extents(position, stop) if step == _WINDOW else self._ask(position, stop)
+            data = rows["start"][rows["kind"] == Kind.DATA]
             if data.size:
-                return int(data[0, 0])
-            start = stop
+                return int(data[0])
+            position, step = stop, min(2 * step, _FARTHEST)
         return None
 
     def close(self) -> None:

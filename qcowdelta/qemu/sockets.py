@@ -40,20 +40,10 @@ class PrivateListener:
         """Return the listening descriptor, to be handed on; it is not inherited by itself."""
         return self._socket.fileno()
 
-    def connect(self, timeout: float) -> socket.socket:
-        """Return a new connection.
-
-        Raises:
-            OSError: whoever was to accept has closed the listening descriptor, as we have.
-        """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(timeout)
-            sock.connect(f"/proc/self/fd/{self._place}")
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+    @property
+    def path(self) -> str:
+        """What this process connects to: nobody else can, and no file has that name."""
+        return f"/proc/self/fd/{self._place}"
 
     def stop_listening(self) -> None:
         """Close our own listening descriptor, once it was handed on."""
