@@ -64,7 +64,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("live.machine",),
     ("live.steps", "live.undo"),
     ("live.checkpoint",),
-    ("live.dirty",),
+    ("live.dirty", "live.fleecing"),
     ("live.view",),
     ("live.cleanup", "live.status"),
     # The command line.

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import rich_click as click
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..image import Image
     from ..live.machine import Machine
     from ..live.view import DiskView, ViewOptions
+
+Monitor: TypeAlias = tuple[Path | None, float]
+"""The monitor's socket, and how long a command may take, s."""
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -40,18 +43,19 @@ device = click.option(
     show_default=True,
     help="How long each QMP command may take, in seconds.",
 )
-def live(qmp: Path | None, timeout: float) -> None:
+@click.pass_context
+def live(context: click.RichContext, qmp: Path | None, timeout: float) -> None:
     """Look at a running VM, and take a delta of a disk while the guest goes on."""
-    click.get_current_context().obj = (qmp, timeout)
+    context.obj = (qmp, timeout)
 
 
 @contextlib.contextmanager
-def _machine() -> Iterator[Machine]:
+def _machine(monitor: Monitor) -> Iterator[Machine]:
     """Talk to the VM; whatever would end the program ends the talk in order."""
     from ..live.machine import Machine
     from ..qemu.qmp import QmpSession
 
-    path, timeout = click.get_current_context().obj
+    path, timeout = monitor
     if path is None:
         raise click.UsageError("give the VM's monitor: qcowdelta live --qmp SOCKET …")
     with _interruptible(), QmpSession(path, timeout=timeout) as session:
@@ -75,12 +79,13 @@ def _interruptible() -> Iterator[None]:
 
 @live.command()
 @opt.as_json
-def status(as_json: bool) -> None:
+@click.pass_obj
+def status(monitor: Monitor, /, as_json: bool) -> None:
     """Show the VM's disks, nodes and bitmaps, and what a killed run left behind."""
     from ..live.status import describe_machine
     from .show import console, print_json
 
-    with _machine() as machine:
+    with _machine(monitor) as machine:
         found = describe_machine(machine)
     if as_json:
         print_json(found)
@@ -111,7 +116,10 @@ def _print(found: dict[str, Any], out: Any) -> None:
 @click.option("--name", metavar="NAME", help="What to call it; default: the time.")
 @opt.as_json
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-def checkpoint(device: str, name: str | None, as_json: bool, quiet: bool) -> None:
+@click.pass_obj
+def checkpoint(
+    monitor: Monitor, /, device: str, name: str | None, as_json: bool, quiet: bool
+) -> None:
     """Begin to record what the guest writes, for 'live diff --since'.
 
     The delta will be over the disk's content as of now, which has to be had otherwise: 'live diff
@@ -123,7 +131,7 @@ def checkpoint(device: str, name: str | None, as_json: bool, quiet: bool) -> Non
     from ..live.checkpoint import start_checkpoint
     from .show import print_json
 
-    with _machine() as machine:
+    with _machine(monitor) as machine:
         bitmap = start_checkpoint(machine, device, name)
     if as_json:
         print_json({"checkpoint": bitmap.name, "device": device, **asdict(bitmap)})
@@ -138,7 +146,10 @@ def checkpoint(device: str, name: str | None, as_json: bool, quiet: bool) -> Non
 @click.option("--checkpoint", metavar="NAME", help="Remove this checkpoint too.")
 @click.option("--force", is_flag=True, help="Even while the run seems to be at work.")
 @opt.as_json
+@click.pass_obj
 def cleanup(
+    monitor: Monitor,
+    /,
     dry_run: bool,
     checkpoints: bool,
     checkpoint: str | None,
@@ -150,7 +161,7 @@ def cleanup(
     from ..live.cleanup import clean_up
     from .show import print_json
 
-    with _machine() as machine:
+    with _machine(monitor) as machine:
         found, removed = clean_up(machine, checkpoint or checkpoints, dry_run=dry_run, force=force)
     shown = [{"kind": each.kind, "name": printable(each.name)} for each in found]
     names = [printable(bitmap.name) for bitmap in removed]
@@ -202,7 +213,8 @@ def cleanup(
 @opt.opening
 @sinks.writing
 @click.option("-v", "--verbose", is_flag=True, help="Tell each step.")
-def live_diff(base: Path, output: Path, **options: Any) -> None:
+@click.pass_obj
+def live_diff(monitor: Monitor, /, base: Path, output: Path, **options: Any) -> None:
     """Write what turns OLD into a disk of the VM as of one moment, while the guest goes on.
 
     OLD is a file with an earlier content of the disk: its backing file, or a copy.
@@ -212,7 +224,7 @@ def live_diff(base: Path, output: Path, **options: Any) -> None:
     with contextlib.ExitStack() as stack:
         old = stack.enter_context(opt.open_base(base, options))
         sinks.refuse_input(output, old)
-        machine = stack.enter_context(_machine())
+        machine = stack.enter_context(_machine(monitor))
         view = _view(machine, output, options)
         sinks.refuse_input(output, *filter(os.path.exists, view.files))
         write = _patch if what == "patch" else _overlay

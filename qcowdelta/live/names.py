@@ -27,6 +27,7 @@ SCRATCH = PREFIX + "scratch"
 FILTER = PREFIX + "filter"
 SNAPSHOT = PREFIX + "snapshot"
 EXPORT = PREFIX + "export"
+PROBE = PREFIX + "probe"
 JOB = PREFIX + "backup"
 
 RUN_BITMAPS = RUN + ":"

@@ -1,12 +1,17 @@
 """What is done to a VM so that a disk of it can be read as of one moment, step by step.
 
-By **copy-before-write**, where QEMU has it (7.1): what the guest overwrites is copied to a
-scratch image first, and a second node shows the disk as it was. Where copying fails or takes too
-long, that view breaks and the guest goes on.
+What the guest overwrites is copied to a scratch image first, which is an overlay of the disk: read
+through it, the disk is as it was. How:
+
+By **copy-before-write**, a filter that QEMU has since 7.1. Where copying fails or takes too long,
+the filter gives the view up and the guest goes on. It does not tell, and the scratch image knows
+nothing of it; so there is a second node over the filter, of ``snapshot-access``, whose reads fail
+from then on. The disk itself is not read by that one: before 8.0 it gives wrong content where a
+request begins in what was overwritten and ends in what was not.
 
 By **backup** elsewhere: a backup job that copies nothing but what the guest overwrites, begun in
-one transaction with the bitmaps. There the guest's own write fails when copying fails, unless
-QEMU can be told otherwise (it cannot before 10.1), so the space for all of it is reserved first.
+one transaction with the bitmaps. There the guest's own write fails when copying fails, so the
+space for all of it is reserved first.
 
 The moment is that of the step ``drive``, or ``backup``. A bitmap for the next checkpoint records
 from before it, and the bitmap of the last one is copied after it: what the guest writes meanwhile
@@ -117,8 +122,8 @@ def _claim(run: Run, device: str) -> None:
         raise
 
 
-def _add_scratch(run: Run, backing: str | None) -> None:
-    """Add the scratch image: alone, or over a node from which is read what it has not.
+def _add_scratch(run: Run) -> None:
+    """Add the scratch image as an overlay of the disk: what it has not is read from there.
 
     By descriptor it can be had by any QEMU, but one before 9.1 that stands still does not forget
     a descriptor that was passed; so it is tried first to let it open ours by itself.
@@ -126,17 +131,17 @@ def _add_scratch(run: Run, backing: str | None) -> None:
     path = run.scratch.path_for(run.machine.qmp.peer)
     if path is not None:
         try:
-            _add_scratch_file(run, path, backing)
+            _add_scratch_file(run, path)
             return
         except QmpError as error:
             if "Could not open" not in error.desc:
                 raise
     run.machine.qmp.send_fd(run.scratch.fileno())
     number = run.execute("add-fd", {"opaque": names.SCRATCH})["fdset-id"]
-    _add_scratch_file(run, f"/dev/fdset/{number}", backing)
+    _add_scratch_file(run, f"/dev/fdset/{number}")
 
 
-def _add_scratch_file(run: Run, path: str, backing: str | None) -> None:
+def _add_scratch_file(run: Run, path: str) -> None:
     limited = {
         "driver": "raw",
         "size": run.scratch.limit,
@@ -144,13 +149,17 @@ def _add_scratch_file(run: Run, path: str, backing: str | None) -> None:
     }
     run.execute(
         "blockdev-add",
-        {"driver": "qcow2", "node-name": names.SCRATCH, "file": limited, "backing": backing},
+        {
+            "driver": "qcow2",
+            "node-name": names.SCRATCH,
+            "file": limited,
+            "backing": run.node.name,
+        },
     )
 
 
 def _begin_next(run: Run) -> None:
-    if run.next:
-        _transaction(run.machine, [_new_bitmap(run, names.NEXT)])
+    _transaction(run.machine, [_new_bitmap(run, names.NEXT)])
 
 
 def _add_filter(run: Run) -> None:
@@ -205,8 +214,6 @@ def _start_backup(run: Run) -> None:
         "sync": "none",
         "filter-node-name": names.FILTER,
     }
-    if run.machine.qmp.has("blockdev-backup:on-cbw-error"):
-        backup |= {"on-cbw-error": "break-snapshot", "cbw-timeout": names.COPY_TIMEOUT}
     actions = [_new_bitmap(run, names.NEXT)] if run.next else []
     actions += _copied(run, run.since) if run.since is not None else []
     _transaction(run.machine, [*actions, {"type": "blockdev-backup", "data": backup}])
@@ -243,19 +250,18 @@ def _server_runs(machine: Machine) -> LiveError:
     )
 
 
-def _export(run: Run, node: str) -> None:
-    arguments: Action = {
-        "type": "nbd",
-        "id": names.EXPORT,
-        "node-name": node,
-        "name": names.EXPORT,
-        "writable": False,
-    }
+def _export(run: Run) -> None:
+    arguments: Action = {"allocation-depth": True}
     if run.since is not None:
         named = {"node": run.node.name, "name": names.DIRTY}
         by_node = run.machine.qmp.has("block-export-add:nbd:bitmaps:node")
         arguments["bitmaps"] = [named if by_node else names.DIRTY]
-    run.execute("block-export-add", arguments)
+    _add_export(run, names.EXPORT, names.SCRATCH, arguments)
+
+
+def _add_export(run: Run, name: str, node: str, arguments: Action) -> None:
+    place = {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": False}
+    run.execute("block-export-add", {**place, **arguments})
 
 
 def _new_bitmap(run: Run, name: str, *, disabled: bool = False) -> Action:
@@ -288,24 +294,26 @@ def _transaction(machine: Machine, actions: list[Action]) -> None:
     machine.qmp.execute("transaction", {"actions": actions})
 
 
-STEPS: dict[Method, tuple[Step, ...]] = {
-    "copy-before-write": (
+def steps(run: Run, method: Method) -> list[Step]:
+    """Return the steps of a method, in order. All are undone by :func:`.undo.undo_all`."""
+    shared = [Step("server", _start_server)] if run.listener is not None else []
+    if method == "backup":
+        return [
+            Step("claim", lambda run: _claim(run, "")),
+            Step("scratch", _add_scratch),
+            Step("backup", _start_backup),
+            *shared,
+            Step("export", _export),
+        ]
+    return [
         Step("claim", lambda run: _claim(run, run.disk.qdev)),
-        Step("scratch", lambda run: _add_scratch(run, None)),
-        Step("next", _begin_next),
+        Step("scratch", _add_scratch),
+        *([Step("next", _begin_next)] if run.next else []),
         Step("filter", _add_filter),
         Step("drive", _set_drive),
-        Step("since", _copy_since),
+        *([Step("since", _copy_since)] if run.since else []),
         Step("snapshot", _add_snapshot),
-        Step("server", _start_server),
-        Step("export", lambda run: _export(run, names.SNAPSHOT)),
-    ),
-    "backup": (
-        Step("claim", lambda run: _claim(run, "")),
-        Step("scratch", lambda run: _add_scratch(run, run.node.name)),
-        Step("backup", _start_backup),
-        Step("server", _start_server),
-        Step("export", lambda run: _export(run, names.SCRATCH)),
-    ),
-}
-"""The steps of each method, in order. All are undone by :func:`.undo.undo_all`."""
+        *shared,
+        Step("export", _export),
+        Step("probe", lambda run: _add_export(run, names.PROBE, names.SNAPSHOT, {})),
+    ]

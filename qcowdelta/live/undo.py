@@ -137,7 +137,8 @@ def _patience(machine: Machine) -> float:
 
 
 def _exports(machine: Machine) -> list[Leftover]:
-    return [Leftover("export", names.EXPORT)] if names.EXPORT in machine.exports() else []
+    there = machine.exports()
+    return [Leftover("export", name) for name in (names.PROBE, names.EXPORT) if name in there]
 
 
 def _remove_export(machine: Machine, found: Leftover) -> None:

@@ -20,20 +20,21 @@ from ..errors import (
 )
 from ..image import Image
 from ..layer import How
-from ..qemu.export import ExportFile, ExportLayer
+from ..qemu.export import ExportLayer
 from ..qemu.nbd import ALLOCATION, NbdClient
 from ..qemu.sockets import PrivateListener
 from . import names
 from .checkpoint import find_checkpoint, keep_next, new_name
 from .dirty import NbdDirty, context
+from .fleecing import DEPTH, FleecingFile
 from .machine import Machine
 from .scratch import Scratch
-from .steps import CONNECTIONS, STEPS, InTheWayError, Method, Run, choose
+from .steps import CONNECTIONS, InTheWayError, Method, Run, choose, steps
 from .undo import undo_all, uninterrupted
 
 OnStep = Callable[[str], None]
 
-_READERS = CONNECTIONS - 2  # one is for the bitmap, one to spare
+_READERS = CONNECTIONS - 4  # one for the bitmap, one for the probe, and some to spare
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class DiskView:
             # Registered before the first step: a step may be done although it seems to fail.
             undoing.callback(self._undo)
             try:
-                for step in STEPS[self.method]:
+                for step in steps(run, self.method):
                     self._on_step(step.name)
                     step.do(run)
             except InTheWayError:
@@ -185,16 +186,22 @@ class DiskView:
     def _connect(self, stack: contextlib.ExitStack, listener: PrivateListener | None) -> None:
         place = self._options.nbd_socket if listener is None else listener.path
 
-        def connect(*contexts: str) -> NbdClient:
-            return NbdClient.connect_unix(place or "", names.EXPORT, contexts, name=self.name)
+        def connect(export: str, *contexts: str) -> NbdClient:
+            return NbdClient.connect_unix(place or "", export, contexts, name=self.name)
 
-        file = ExportFile(lambda: connect(ALLOCATION), _READERS, self.name)
+        probe = None
+        if self.method == "copy-before-write":
+            probe = connect(names.PROBE)
+            stack.callback(probe.close)
+        file = FleecingFile(
+            lambda: connect(names.EXPORT, ALLOCATION, DEPTH), _READERS, self.name, probe
+        )
         stack.callback(file.close)
         how = How(self.name, self._node.driver, "the VM")
         self.image = Image([ExportLayer(file, how)])
         self.dirty = None
         if self._since is not None:
-            client = connect(context(names.DIRTY))
+            client = connect(names.EXPORT, context(names.DIRTY))
             stack.callback(client.close)
             if context(names.DIRTY) not in client.contexts:
                 raise LiveError(f"{self.name}: QEMU does not export the checkpoint's bitmap")
