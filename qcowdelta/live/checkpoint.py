@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 from ..errors import LiveError, QmpError, printable
@@ -40,7 +41,10 @@ def new_name(node: Node, name: str | None) -> str:
         LiveError: the node has such a bitmap already.
         OptionError: it cannot be called that.
     """
-    name = name or time.strftime("%Y%m%dT%H%M%S")
+    if name is None:
+        now = names.PREFIX + time.strftime("%Y%m%dT%H%M%S")
+        more = (f"{now}-{number}" for number in itertools.count(2))
+        return next(each for each in itertools.chain([now], more) if node.bitmap(each) is None)
     bitmap = names.checkpoint_name(name)
     if node.bitmap(bitmap) is not None:
         raise LiveError(

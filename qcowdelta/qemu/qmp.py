@@ -62,6 +62,8 @@ class QmpSession:
             self.name = printable(target)
         self._schema: dict[str, Any] | None = None
         self._loop = asyncio.new_event_loop()
+        # What asyncio would log of tasks that nobody waits for any more is in our errors.
+        self._loop.set_exception_handler(lambda _loop, _context: None)
         self._thread = threading.Thread(target=self._run_loop, name="qcowdelta-qmp", daemon=True)
         self._thread.start()
         try:
@@ -188,6 +190,9 @@ class QmpSession:
         self._loop.run_forever()
 
     def _stop_loop(self) -> None:
+        ended = asyncio.run_coroutine_threadsafe(_end_tasks(), self._loop)
+        with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
+            ended.result(_GRACE)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_GRACE)
         if not self._thread.is_alive():
@@ -273,6 +278,13 @@ class Events:
 
         names = " or ".join(sorted(self._listener.names))
         return self._session._wait(next_event(), timeout, f"the event {names}")
+
+
+async def _end_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _listener(client: QMPClient, names: tuple[str, ...]) -> EventListener:
