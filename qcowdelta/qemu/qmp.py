@@ -299,8 +299,9 @@ async def _forget(client: QMPClient, listener: EventListener) -> None:
 
 def _connect(path: PathName, until: float) -> socket.socket:
     """Connect to a unix socket, waiting while its queue of connections is full."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        sock.setblocking(False)  # else it waits by itself, and for ever
         with _short_name(path) as name:
             while True:
                 try:
