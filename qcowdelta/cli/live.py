@@ -228,6 +228,7 @@ def live_diff(monitor: Monitor, /, base: Path, output: Path, **options: Any) -> 
         view = _view(machine, output, options)
         sinks.refuse_input(output, *filter(os.path.exists, view.files))
         write = _patch if what == "patch" else _overlay
+        stack.callback(view.close)  # an interrupt may come between entering and the block
         with view:
             figures = write(stack, old, view, output, options)
             view.keep_checkpoint()
