@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # QEMU's programs, and talking to them.
     ("qemu.nbd", "qemu.programs", "qemu.qmp", "qemu.sockets"),
     ("qemu.daemon", "qemu.remote", "qemu.vmdk"),
+    ("qemu.headers",),
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),
     ("qcow2.codec", "qcow2.header"),

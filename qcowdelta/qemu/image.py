@@ -15,7 +15,7 @@ from ..extents import EXTENT, Extents, Kind, Offsets, clip, coalesce
 from ..formats import FORMATS
 from ..hostfile import HostFile
 from ..layer import How, Source, SourceFile
-from ..raw import RawLayer
+from ..raw import RawLayer, data_and_zeros
 from ..units import MIB
 from .convert import converted
 from .daemon import StorageDaemon
@@ -68,6 +68,10 @@ def _key(graph: Graph) -> tuple[int, ...]:
     keys = [*(file.key for file in graph.files), *(remote.key for remote in graph.remotes)]
     secret = 0 if graph.secret is None else graph.secret.number
     return (*(number for key in keys for number in key), secret, FORMATS.index(graph.format) + 1)
+
+
+def _how(graph: Graph, by: str, reason: str) -> How:
+    return How(graph.path, graph.format, by, reason, graph.secret is not None)
 
 
 def _named_file(graph: Graph, source: SourceFile) -> SourceFile:
@@ -162,7 +166,7 @@ class QemuLayer:
         self.source = Source(self._content, _UNIT)
         self.file: SourceFile = _named_file(graph, self._content)
         self.files: tuple[SourceFile, ...] = tuple(graph.files)
-        self.how = How(graph.path, graph.format, "qemu-storage-daemon", reason)
+        self.how = _how(graph, "qemu-storage-daemon", reason)
         self._windows: OrderedDict[int, Extents] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -188,12 +192,10 @@ class QemuLayer:
 
     def _ask(self, start: int, stop: int) -> Extents:
         status = self._content.status(start, stop)
-        out = np.zeros(len(status), EXTENT)
-        out["start"] = out["host"] = status[:, 0]
-        out["length"] = status[:, 1]
         # A hole that is not said to be zeros has no defined content, so it has to be read.
-        out["kind"] = np.where(status[:, 2] & ZERO, Kind.ZERO, Kind.DATA)
-        return out
+        data = status[(status[:, 2] & ZERO) == 0]
+        ranges = np.stack([data[:, 0], data[:, 0] + data[:, 1]], axis=1)
+        return coalesce(data_and_zeros(ranges, start, stop))
 
     def next_mapped(self, start: int) -> int | None:
         """Return where the next data begins."""
@@ -245,7 +247,7 @@ class ConvertedLayer(RawLayer):
         self.file = _named_file(graph, self.file)
         self.files = tuple(graph.files)
         why = f"{reason}; there is no qemu-storage-daemon, which would need no copy"
-        self.how = How(graph.path, graph.format, "qemu-img convert", why)
+        self.how = _how(graph, "qemu-img convert", why)
 
     def close(self) -> None:
         """Close the copy, which is gone then, and the files."""
