@@ -32,7 +32,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qcow2.snapshots", "qcow2.tables", "qcow2.writer"),
     ("qcow2.bitmaps",),
     ("layer", "qcow2.check"),
-    ("qcow2.image", "qemu.export", "raw"),
+    ("qcow2.image", "raw"),
+    ("qemu.export",),
     # Images: files and all that lies under them.
     ("policy", "reader"),
     ("qemu.graph",),

@@ -131,8 +131,8 @@ def _held_back(came: list[int]) -> Iterator[None]:
                     before[number] = signal.signal(number, lambda n, _frame: came.append(n))
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _until(machine: Machine, gone: Callable[[], bool], what: str) -> None:
