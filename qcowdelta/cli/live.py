@@ -199,7 +199,8 @@ def cleanup(
 @click.option(
     "--method",
     type=click.Choice(["copy-before-write", "backup"]),
-    help="How to read the disk as of one moment; default: the best that QEMU has.",
+    help="How to read the disk as of one moment; default: copy-before-write where QEMU has it. "
+    "By backup, an I/O error of the scratch space fails the guest's own write.",
 )
 @click.option(
     "--nbd-socket",
@@ -230,6 +231,7 @@ def live_diff(monitor: Monitor, /, base: Path, output: Path, **options: Any) -> 
         write = _patch if what == "patch" else _overlay
         stack.callback(view.close)  # an interrupt may come between entering and the block
         with view:
+            _spot_check(old, view)
             figures = write(stack, old, view, output, options)
             view.keep_checkpoint()
     figures |= {
@@ -239,7 +241,13 @@ def live_diff(monitor: Monitor, /, base: Path, output: Path, **options: Any) -> 
         "checkpoint": view.checkpoint,
     }
     sinks.show(figures, options)
-    if view.checkpoint is not None and not options["quiet"] and not options["as_json"]:
+    if options["quiet"] or options["as_json"]:
+        return
+    if view.method == "backup":
+        click.echo(
+            "by backup: an I/O error of the scratch space would have been one of the guest's too"
+        )
+    if view.checkpoint is not None:
         click.echo(f"next checkpoint: {view.checkpoint}")
 
 
@@ -267,6 +275,14 @@ def _view_options(output: Path, options: dict[str, Any]) -> ViewOptions:
         method=options["method"],
         nbd_socket=options["nbd_socket"],
     )
+
+
+def _spot_check(old: Image, view: DiskView) -> None:
+    """Hold OLD against what the checkpoint says has not changed since."""
+    from ..spotcheck import spot_check
+
+    if view.dirty is not None:
+        spot_check(old, view.image, view.dirty)
 
 
 def _patch(
