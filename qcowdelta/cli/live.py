@@ -213,7 +213,6 @@ def cleanup(
 @sinks.to_patch
 @opt.opening
 @sinks.writing
-@click.option("-v", "--verbose", is_flag=True, help="Tell each step.")
 @click.pass_obj
 def live_diff(monitor: Monitor, /, base: Path, output: Path, **options: Any) -> None:
     """Write what turns OLD into a disk of the VM as of one moment, while the guest goes on.

@@ -102,7 +102,7 @@ class DiskView:
         self._disk, self._node = machine.disk(device)
         if self._node.name == names.FILTER:
             raise InTheWayError(machine)
-        self.method = choose(machine, options.method)
+        self.method = choose(machine, self._disk, options.method)
         self._since = None
         if options.since is not None:
             self._since = find_checkpoint(self._disk, self._node, options.since)
