@@ -127,7 +127,7 @@ def _held_back(came: list[int]) -> Iterator[None]:
     try:
         if threading.current_thread() is threading.main_thread():
             for number in _ENDING:
-                if signal.getsignal(number) is not None:
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):
                     before[number] = signal.signal(number, lambda n, _frame: came.append(n))
         yield
     finally:
