@@ -9,6 +9,7 @@ import numpy as np
 
 from .errors import CorruptImageError, FormatError, OptionError, UnusableBitmapError, printable
 from .extents import Offsets
+from .hostfile import HostFile
 from .image import Image
 from .qcow2.bitmaps import Bitmap, BitmapBits, BitmapState, read_bitmaps
 from .qcow2.header import Header, read_header
@@ -113,8 +114,10 @@ def open_bitmap(image: Image, name: str) -> DirtyRanges:
         raise OptionError(
             f"{printable(file.path)}: a bitmap tells of the active state, not of a snapshot"
         )
+    if not isinstance(file, HostFile):
+        raise OptionError(f"{printable(file.path)}: is no host file, whose bitmaps could be read")
     header = read_header(file)
-    bitmap = _find_bitmap(image, header, name)
+    bitmap = _find_bitmap(file, header, name)
     if bitmap.state != BitmapState.USABLE:
         raise UnusableBitmapError(
             f"bitmap {printable(name)!r} {_REMEDIES[bitmap.state]}", path=file.path
@@ -122,8 +125,7 @@ def open_bitmap(image: Image, name: str) -> DirtyRanges:
     return BitmapBits(file, header, bitmap)
 
 
-def _find_bitmap(image: Image, header: Header, name: str) -> Bitmap:
-    file = image.layers[0].file
+def _find_bitmap(file: HostFile, header: Header, name: str) -> Bitmap:
     try:
         bitmaps = read_bitmaps(file, header)
     except (CorruptImageError, FormatError) as error:

@@ -12,11 +12,12 @@
     │   ├── PolicyError         opening it was not allowed
     │   └── ImageLockedError    another process is using it
     ├── QemuError               a program of QEMU's failed, hung, or is missing
-    │   └── NbdError            an NBD server refused, hung, or broke the protocol
-    ├── QmpError                a QEMU that runs refused a command
-    │   ├── QmpBusyError        another client holds its monitor
-    │   ├── QmpTimeoutError     it did not answer in time
-    │   └── QmpLostError        it has gone
+    │   ├── NbdError            an NBD server refused, hung, or broke the protocol
+    │   └── QmpError            a QEMU that runs refused a command
+    │       ├── QmpBusyError    another client holds its monitor
+    │       ├── QmpTimeoutError it did not answer in time
+    │       └── QmpLostError    it has gone
+    ├── LiveError               a running VM is not in the state that is needed
     ├── BaseMismatchError       a base is not the one the delta was made from
     ├── BitmapMismatchError     two images differ where a dirty bitmap marks nothing
     ├── OutputError             the output cannot be put where it was asked for
@@ -116,7 +117,7 @@ class NbdError(QemuError):
     """An NBD server refused an export or a request, did not answer, or broke the protocol."""
 
 
-class QmpError(QcowDeltaError):
+class QmpError(QemuError):
     """A QEMU that runs refused a command, or could not be asked.
 
     Args:
@@ -150,6 +151,10 @@ class QmpTimeoutError(QmpError):
 
 class QmpLostError(QmpError):
     """The connection to QEMU was lost, or is none of QMP."""
+
+
+class LiveError(QcowDeltaError):
+    """A running VM has not what is needed, or something of ours is in its way."""
 
 
 class BaseMismatchError(QcowDeltaError):

@@ -94,7 +94,7 @@ class Layer(Protocol):
 
     @property
     def file(self) -> SourceFile:
-        """The file that was opened."""
+        """The file that was opened, or what takes its place."""
 
     @property
     def files(self) -> tuple[SourceFile, ...]:

@@ -53,12 +53,9 @@ class AtomicOutput:
             raise
 
     def _check_target(self) -> None:
+        check_target(self.path, force=self._force)
         if not os.path.lexists(self.path):
             return
-        if not self._force:
-            raise self._exists()
-        if not os.path.isfile(self.path) or os.path.islink(self.path):
-            raise OutputError(f"{printable(self.path)}: is not a regular file: not replaced")
         self._replaces = True
         try:
             same = self._lock_target()
@@ -88,9 +85,6 @@ class AtomicOutput:
 
     def _busy(self) -> OutputError:
         return OutputError(f"{printable(self.path)}: another qcowdelta is writing it")
-
-    def _exists(self) -> OutputError:
-        return OutputError(f"{printable(self.path)}: exists already; --force replaces it")
 
     def _open(self) -> int:
         try:
@@ -186,3 +180,17 @@ class AtomicOutput:
                 f"{printable(self.path)}: exists already, since another process wrote it "
                 "meanwhile: not replaced"
             ) from error
+
+
+def check_target(path: PathName, *, force: bool) -> None:
+    """Refuse what an output could not be put in the place of.
+
+    Raises:
+        OutputError: something is there already, or it is not a regular file.
+    """
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise OutputError(f"{printable(path)}: exists already; --force replaces it")
+    if not os.path.isfile(path) or os.path.islink(path):
+        raise OutputError(f"{printable(path)}: is not a regular file: not replaced")

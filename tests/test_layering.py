@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("hostfile", "secret"),
     ("formats",),
     # QEMU's programs, and talking to them.
-    ("qemu.nbd", "qemu.programs", "qemu.qmp"),
+    ("qemu.nbd", "qemu.programs", "qemu.qmp", "qemu.sockets"),
     ("qemu.daemon", "qemu.remote", "qemu.vmdk"),
     ("qemu.headers",),
     # Formats of disk images.
@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qcow2.bitmaps",),
     ("layer", "qcow2.check"),
     ("qcow2.image", "raw"),
+    ("qemu.export",),
     # Images: files and all that lies under them.
     ("policy", "reader"),
     ("qemu.graph",),
@@ -60,6 +61,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("patch.apply", "patch.combine", "patch.verify"),
     # What tells of any of these files.
     ("info",),
+    # A running VM.
+    ("live.names", "live.scratch"),
+    ("live.machine",),
+    ("live.steps", "live.undo"),
+    ("live.checkpoint",),
+    ("live.dirty", "live.fleecing"),
+    ("live.view",),
+    ("live.cleanup", "live.status"),
     # The command line.
     ("cli.memory", "cli.options", "cli.show"),
     ("cli.info", "cli.sinks"),
@@ -70,12 +79,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "cli.convert",
         "cli.diff",
         "cli.inspect",
+        "cli.live",
         "cli.verify",
     ),
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}
-NAMESPACES = {"", "patch", "qcow2", "qemu"}
+NAMESPACES = {"", "live", "patch", "qcow2", "qemu"}
 """Packages whose own ``__init__`` holds nothing that another module may use."""
 
 FOR_PEOPLE = {"argparse", "click", "curses", "getpass", "logging", "rich", "rich_click"}

@@ -84,6 +84,17 @@ def chosen(output: Path, options: dict[str, Any]) -> str:
     return str(what)
 
 
+def refuse_existing(output: Path, options: dict[str, Any]) -> None:
+    """Refuse an output that exists, before anything is done.
+
+    Raises:
+        OutputError: it does, and is not to be replaced.
+    """
+    from ..output import check_target
+
+    check_target(output, force=options["force"])
+
+
 def refuse_input(output: Path, *images: Image | str) -> None:
     """Refuse an output that is one of the inputs.
 

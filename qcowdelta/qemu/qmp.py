@@ -14,6 +14,7 @@ import contextlib
 import os
 import socket
 import stat
+import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -31,6 +32,7 @@ Event: TypeAlias = Mapping[str, Any]
 
 TIMEOUT = 10.0
 """How long a command may take, seconds, where nothing else is said."""
+_UCRED = struct.Struct("3i")  # process, user, group
 _RETRY = 0.05  # s; between tries to connect to a socket whose queue is full
 _GRACE = 5.0  # s; what the loop's thread gets for noticing that a time-out has passed
 
@@ -51,19 +53,24 @@ class QmpSession:
 
     def __init__(self, target: PathName | socket.socket, *, timeout: float = TIMEOUT) -> None:
         self.timeout = timeout
-        named = not isinstance(target, socket.socket)
-        self.name = printable(target) if not isinstance(target, socket.socket) else "the monitor"
+        self._path: str | None
         until = time.monotonic() + timeout
-        self._socket = _connect(target, until) if not isinstance(target, socket.socket) else target
+        if isinstance(target, socket.socket):
+            self._path, self._socket, self.name = None, target, "the monitor"
+        else:
+            self._path, self._socket = os.fspath(target), _connect(target, until)
+            self.name = printable(target)
         self._schema: dict[str, Any] | None = None
         self._loop = asyncio.new_event_loop()
+        # What asyncio would log of tasks that nobody waits for any more is in our errors.
+        self._loop.set_exception_handler(lambda _loop, _context: None)
         self._thread = threading.Thread(target=self._run_loop, name="qcowdelta-qmp", daemon=True)
         self._thread.start()
         try:
             self._client = self._wait(self._greeted(until), timeout, "greeting")
         except QmpTimeoutError as error:
             self._stop_loop()
-            raise (self._busy() if named else error) from None
+            raise (error if self._path is None else self._busy()) from None
         except BaseException:
             self._stop_loop()
             raise
@@ -78,6 +85,25 @@ class QmpSession:
         _traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def peer(self) -> int | None:
+        """The process that listens on the monitor's socket, QEMU as a rule; None: not known."""
+        try:
+            found = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        except OSError:
+            return None
+        return _UCRED.unpack(found)[0] or None  # 0: it is in another namespace
+
+    def reconnect(self) -> QmpSession:
+        """Return a new session with what listens at the same place now.
+
+        Raises:
+            QmpError: as for a new session; also where this one was given a socket.
+        """
+        if self._path is None:
+            raise QmpLostError(f"{self.name}: it cannot be connected to again")
+        return QmpSession(self._path, timeout=self.timeout)
 
     def close(self) -> None:
         """End the session. Closing twice is allowed, and so is closing one whose peer is dead."""
@@ -164,6 +190,9 @@ class QmpSession:
         self._loop.run_forever()
 
     def _stop_loop(self) -> None:
+        ended = asyncio.run_coroutine_threadsafe(_end_tasks(), self._loop)
+        with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
+            ended.result(_GRACE)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_GRACE)
         if not self._thread.is_alive():
@@ -251,6 +280,13 @@ class Events:
         return self._session._wait(next_event(), timeout, f"the event {names}")
 
 
+async def _end_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def _listener(client: QMPClient, names: tuple[str, ...]) -> EventListener:
     listener = EventListener(names)
     client.register_listener(listener)
@@ -263,8 +299,9 @@ async def _forget(client: QMPClient, listener: EventListener) -> None:
 
 def _connect(path: PathName, until: float) -> socket.socket:
     """Connect to a unix socket, waiting while its queue of connections is full."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        sock.setblocking(False)  # else it waits by itself, and for ever
         with _short_name(path) as name:
             while True:
                 try:
