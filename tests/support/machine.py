@@ -1,7 +1,8 @@
 """Virtual machines under TCG, whose disks are written while they run.
 
-A machine without a guest never starts its processor: what a guest would write is written through
-its virtio device by the monitor (``qemu-io -d``), so that a test knows every byte and its moment.
+The processor of a machine without a guest runs, but halts at once: what a guest would write is
+written through its virtio device by the monitor (``qemu-io -d``), so that a test knows every byte
+and its moment.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from typing import Any
 
 from tests.support import qemu
 
+# At the reset vector: cli, hlt, and again should anything wake it.
+_FIRMWARE = b"\xf4" * 0xFFF0 + b"\xfa\xf4\xeb\xfc".ljust(16, b"\xf4")
+
 TIMEOUT = 30.0
 GRANULE = 64 << 10
 
@@ -33,7 +37,7 @@ _ENDED = re.compile(r"(wrote|read|discard) \d+/\d+ bytes|\w+ failed: ")
 
 @dataclass(frozen=True)
 class Disk:
-    """A virtio disk: the id of its device, its image, and whether the format's node is named.
+    """A virtio disk: the id of its device, and its image.
 
     The node of the format is called NAME-format, that of the file NAME-file.
     """
@@ -124,7 +128,7 @@ class Machine:
     """A running QEMU.
 
     Attributes:
-        qmp: the monitor's socket that is left to qcowdelta.
+        qmp, second: the sockets of monitors that are left to qcowdelta.
         serial: what the guest writes to its first serial line.
         content: what each disk holds, by name, as far as it was written through ``write``;
             begins as what its image reads as. Empty where there is a guest.
@@ -146,7 +150,7 @@ class Machine:
                 self.content[disk.name] = bytearray(qemu.read_guest(disk.path, disk.fmt))
         # Not in the test's folder: a socket's path has room for 107 bytes only.
         self._folder = tempfile.TemporaryDirectory(prefix="machine-")
-        self.qmp = Path(self._folder.name, "qmp")
+        self.qmp, self.second = (Path(self._folder.name, name) for name in ("qmp", "second"))
         self._console = Console()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -175,13 +179,15 @@ class Machine:
             qemu.program("qemu-system"), "-accel", "tcg", "-nodefaults", "-display", "none",
             "-no-user-config", "-nic", "none",
             "-chardev", f"socket,id=test,fd={monitor}", "-mon", "chardev=test,mode=control",
-            "-chardev", f"socket,id=qmp,path={self.qmp},server=on,wait=off",
-            "-mon", "chardev=qmp,mode=control",
+            "-qmp", f"unix:{self.qmp},server=on,wait=off",
+            "-qmp", f"unix:{self.second},server=on,wait=off",
         ]  # fmt: skip
         for disk in self.disks.values():
             argv += self._disk_options(disk)
         if self._guest is None:
-            return [*argv, "-m", "32", "-S", *self._more]
+            firmware = Path(self._folder.name, "firmware")
+            firmware.write_bytes(_FIRMWARE)
+            return [*argv, "-m", "32", "-bios", str(firmware), *self._more]
         return [
             *argv, "-m", "512", "-no-reboot", "-serial", f"file:{self.serial}",
             "-kernel", str(self._guest.kernel), "-initrd", str(self._guest.initrd),
