@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import qemu
-from tests.support.live import Live, content
+from tests.support.live import Live, content, diff
 from tests.support.machine import GRANULE, Disk, Machine, Writer
 from tests.support.qmp_proxy import Moment, Proxy
 
@@ -32,11 +33,10 @@ class Chain:
     def top(self) -> Path:
         return self.made[-1] if self.made else self.folder / "base.qcow2"
 
-    def add(self, *more: str | Path, qmp: Path | None = None) -> dict[str, object]:
+    def add(self, *more: str | Path, qmp: Path | None = None) -> dict[str, Any]:
         """Make one more overlay, and return its figures."""
         output = self.folder / f"{len(self.made)}.qcow2"
-        words = ["diff", "--device", "disk0", "--base", self.top, "-o", output, *more]
-        figures = self.live.figures(*words, qmp=qmp)
+        figures = self.live.figures(*diff(self.top, output, *more), qmp=qmp)
         self.made.append(output)
         return figures
 
@@ -77,7 +77,6 @@ def test_each_delta_since_the_last_is_right_and_reads_what_is_dirty(
     for number, name in enumerate(("tuesday", "wednesday", "thursday")):
         dirty = _dirty_after(chain, range(number * 40, number * 40 + 37, 3), 0x20 + number)
         figures = chain.add("--since", last, "--checkpoint", name, "--method", method)
-        assert isinstance(figures["bytes_read_new"], int)
         assert 0 < figures["bytes_read_new"] <= 1.2 * dirty
         assert chain.read() == chain.machine.content["disk0"]
         last = name
@@ -135,7 +134,6 @@ def test_checkpoint_alone_starts_the_record(chain: Chain) -> None:
     chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
     dirty = _dirty_after(chain, range(100, 120), 0x44)
     figures = chain.add("--since", "start")
-    assert isinstance(figures["bytes_read_new"], int)
     assert figures["bytes_read_new"] <= 1.2 * dirty
     assert chain.read() == chain.machine.content["disk0"]
 
@@ -157,20 +155,85 @@ def test_failed_incremental_delta_leaves_its_checkpoint_to_try_again(chain: Chai
             _dirty_after(chain, range(SIZE // 2 // GRANULE), 0x46)
         return True
 
-    words = ["diff", "--device", "disk0", "--base", chain.top, "-o", chain.folder / "failed.qcow2"]
-    more = ["--since", "start", "--checkpoint", "next", "--scratch-size", "6M"]
+    since = ("--since", "start", "--checkpoint", "next")
+    words = diff(chain.top, chain.folder / "failed.qcow2", *since, "--scratch-size", "6M")
     with Proxy(chain.machine.qmp, overwrite) as proxy:
-        assert "scratch" in chain.live.run(*words, *more, qmp=proxy.path).refusal
+        assert "scratch" in chain.live.run(*words, qmp=proxy.path).refusal
     assert chain.machine.state() == before
-    chain.add("--since", "start", "--checkpoint", "next")
+    chain.add(*since)
     assert chain.read() == chain.machine.content["disk0"]
+
+
+def test_checkpoint_is_followed_by_the_next_or_kept_as_asked(chain: Chain) -> None:
+    chain.live.ok("checkpoint", "--device", "disk0", "--name", "0")
+    chain.add("--since", "0", "--checkpoint", "1")
+    assert set(chain.machine.bitmaps("disk0")) == {"qcowdelta-1"}
+    chain.add("--since", "1", "--checkpoint", "2", "--keep-since")
+    assert set(chain.machine.bitmaps("disk0")) == {"qcowdelta-1", "qcowdelta-2"}
+    figures = chain.add("--since", "2")
+    (made,) = set(chain.machine.bitmaps("disk0")) - {"qcowdelta-1"}
+    assert figures["checkpoint"] == made
+    chain.live.ok("cleanup", "--checkpoint", "1")
+    assert set(chain.machine.bitmaps("disk0")) == {made}
+    chain.live.ok("cleanup", "--checkpoints")
+    assert chain.machine.bitmaps("disk0") == {}
+
+
+def test_incremental_deltas_within_a_second_need_no_names(chain: Chain) -> None:
+    chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
+    last = "start"
+    for number in range(4):
+        _dirty_after(chain, range(number, number + 2), 0x50 + number)
+        last = str(chain.add("--since", last)["checkpoint"])
+        assert chain.read() == chain.machine.content["disk0"]
+
+
+@pytest.mark.slow
+def test_killed_incremental_delta_leaves_the_checkpoint_that_its_output_needs(
+    chain: Chain,
+) -> None:
+    """The old one unless the output is whole, then the new one; killed between, both cover all."""
+    chain.add("--checkpoint", "0")
+    steps = 0
+    for number in range(100):
+        chain.machine.write("disk0", number * 2 * GRANULE, GRANULE, 0x90 + number)
+        if not _kill_one(chain, number):
+            steps = number
+            break
+        chain.add("--since", _only_checkpoint(chain), "--checkpoint", f"after-{number}")
+        assert chain.read() == chain.machine.content["disk0"], number
+    assert steps > 10
+
+
+def _only_checkpoint(chain: Chain) -> str:
+    (name,) = chain.machine.bitmaps("disk0")
+    return name
+
+
+def _kill_one(chain: Chain, number: int) -> bool:
+    """Kill an incremental diff after its command of this number, and clean up; False: it ended."""
+
+    def kill(moment: Moment) -> bool:
+        if (moment.stage, moment.number) == ("after", number):
+            moment.kill_client()
+        return True
+
+    output = chain.folder / f"killed-{number}.qcow2"
+    since = ("--since", _only_checkpoint(chain), "--checkpoint", f"next-{number}")
+    with Proxy(chain.machine.qmp, kill) as proxy:
+        outcome = chain.live.run(*diff(chain.top, output, *since), qmp=proxy.path)
+    chain.machine.write("disk0", number * 2 * GRANULE + GRANULE, GRANULE, 0x18 + number)
+    chain.live.ok("cleanup")
+    if _only_checkpoint(chain).endswith(f"next-{number}"):
+        assert output.exists()
+        chain.made.append(output)
+    return outcome.status != 0
 
 
 def test_unknown_checkpoint_is_named_with_those_that_are_there(chain: Chain) -> None:
     chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
     output = chain.folder / "out.qcow2"
-    words = ["diff", "--device", "disk0", "--base", chain.top, "-o", output, "--since", "begin"]
-    said = chain.live.run(*words).refusal
+    said = chain.live.run(*diff(chain.top, output, "--since", "begin")).refusal
     assert "begin" in said
     assert "start" in said
     assert not output.exists()
@@ -197,7 +260,7 @@ def test_checkpoint_is_lost_in_a_crash_and_the_message_says_so(tmp_path: Path) -
         machine.kill()
     with Machine(tmp_path, Disk("disk0", disk)) as machine:
         live = Live(machine.qmp, tmp_path)
-        words = ["diff", "--device", "disk0", "--base", base, "-o", output]
+        words = diff(base, output)
         assert "start" in live.run(*words, "--since", "start").refusal
         live.ok(*words)
         assert content(output, base=base) == machine.content["disk0"]

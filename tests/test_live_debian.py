@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import debian, qemu
 from tests.support.debian import Debian
-from tests.support.live import Live, content
+from tests.support.live import Live, content, diff
 from tests.support.machine import Disk, Guest, Machine
 from tests.support.qmp_proxy import Moment, Proxy
 
@@ -141,10 +141,9 @@ def _delta_and_reference(busy: Busy, name: str, base: Path, *more: str) -> Made:
     execute = busy.machine.monitor.execute
     execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(socket)}}})
     try:
-        words = ["diff", "--device", "disk0", "--base", base, "-o", output, "--force"]
         with Proxy(busy.machine.qmp, _hooked(read)) as proxy:
-            where = ["--nbd-socket", socket]
-            figures = busy.live.figures(*words, *where, *more, qmp=proxy.path)
+            words = diff(base, output, "--force", "--nbd-socket", socket, *more)
+            figures = busy.live.figures(*words, qmp=proxy.path)
     finally:
         execute("nbd-server-stop")
     return Made(output, reference, figures, before)
@@ -190,9 +189,9 @@ def test_patch_of_a_busy_guest_is_of_one_moment(method: str, busy: Busy) -> None
 
 def test_guest_goes_on_when_the_scratch_is_full(busy: Busy) -> None:
     output = busy.folder / "full.qcow2"
-    words = ["diff", "--device", "disk0", "--base", busy.base, "-o", output]
+    words = diff(busy.base, output, "--scratch-size", "6M")
     with Proxy(busy.machine.qmp, _hooked(lambda _: busy.wait_for_rounds(30))) as proxy:
-        outcome = busy.live.run(*words, "--scratch-size", "6M", qmp=proxy.path)
+        outcome = busy.live.run(*words, qmp=proxy.path)
     assert "scratch" in outcome.refusal
     assert not output.exists()
     busy.unhurt()
@@ -200,7 +199,7 @@ def test_guest_goes_on_when_the_scratch_is_full(busy: Busy) -> None:
 
 def test_guest_goes_on_when_the_diff_is_killed(busy: Busy) -> None:
     before = busy.machine.state()
-    words = ["diff", "--device", "disk0", "--base", busy.base, "-o", busy.folder / "killed.qcow2"]
+    words = diff(busy.base, busy.folder / "killed.qcow2")
     with Proxy(busy.machine.qmp, _hooked(Moment.kill_client)) as proxy:
         busy.live.run(*words, qmp=proxy.path)
     busy.wait_for_rounds(3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import qemu
-from tests.support.live import Live, content
+from tests.support.live import Live, Words, content, diff
 from tests.support.machine import GRANULE, Disk, Machine, Writer
 
 MIB = 1 << 20
@@ -32,11 +32,9 @@ class Setup:
     def fmt(self, device: str) -> str:
         return self.machine.disks[device].fmt
 
-    def diff(self, device: str, output: Path, *more: str | Path) -> list[str | Path]:
-        return [
-            "diff", "--device", device, "--base", self.base(device),
-            "--base-format", self.fmt(device), "-o", output, *more,
-        ]  # fmt: skip
+    def diff(self, device: str, output: Path, *more: str | Path) -> Words:
+        more = ("--base-format", self.fmt(device), *more)
+        return diff(self.base(device), output, *more, device=device)
 
     def content(self, device: str, output: Path) -> bytes:
         return content(output, base=self.base(device), base_format=self.fmt(device))
@@ -159,7 +157,15 @@ def test_existing_output_is_refused_before_the_machine_is_touched(
 def test_device_that_is_not_there_is_named_with_those_that_are(
     setup: Setup, tmp_path: Path
 ) -> None:
-    words = ["diff", "--device", "disk7", "--base", setup.base("disk0"), "-o", tmp_path / "o.qcow2"]
+    words: Words = [
+        "diff",
+        "--device",
+        "disk7",
+        "--base",
+        setup.base("disk0"),
+        "-o",
+        tmp_path / "o.qcow2",
+    ]
     said = setup.live.run(*words).refusal
     assert "disk7" in said
     assert "disk0" in said
@@ -167,8 +173,7 @@ def test_device_that_is_not_there_is_named_with_those_that_are(
 
 def test_base_that_is_the_disk_itself_is_refused(setup: Setup, tmp_path: Path) -> None:
     path = setup.machine.disks["disk0"].path
-    words = ["diff", "--device", "disk0", "--base", path, "-o", tmp_path / "out.qcow2"]
-    assert str(path) in setup.live.run(*words).refusal
+    assert str(path) in setup.live.run(*diff(path, tmp_path / "out.qcow2")).refusal
 
 
 def test_output_over_the_disk_itself_is_refused(setup: Setup) -> None:
@@ -218,7 +223,7 @@ def test_disk_over_the_base_itself_is_read_without_reading_the_base(tmp_path: Pa
         live = Live(machine.qmp, tmp_path)
         change(machine, "disk0")
         before = machine.state()
-        live.ok("diff", "--device", "disk0", "--base", base, "-o", output)
+        live.ok(*diff(base, output))
         assert content(output, base=base) == machine.content["disk0"]
         assert machine.state() == before
         assert live.left() == []
@@ -233,5 +238,5 @@ def test_disk_longer_than_its_base(tmp_path: Path) -> None:
     with Machine(tmp_path, Disk("disk0", disk)) as machine:
         live = Live(machine.qmp, tmp_path)
         machine.write("disk0", SIZE, GRANULE, 0x31)
-        live.ok("diff", "--device", "disk0", "--base", base, "-o", output)
+        live.ok(*diff(base, output))
         assert content(output, base=base) == machine.content["disk0"]

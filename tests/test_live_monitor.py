@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import qemu
-from tests.support.live import Live
+from tests.support.live import Live, Words, diff
 from tests.support.machine import Disk, Machine
 from tests.support.qmp_proxy import Moment, Proxy
 
@@ -35,12 +35,12 @@ def live(machine: Machine, tmp_path: Path) -> Live:
     return Live(machine.qmp, tmp_path)
 
 
-def _words(command: str, folder: Path) -> list[str | Path]:
+def _words(command: str, folder: Path) -> Words:
     """A command that would succeed, were there a monitor."""
     if command == "diff":
         base = folder / "base.qcow2"
         qemu.create(base, 8 * MIB)
-        return ["diff", "--device", "disk0", "--base", base, "-o", folder / "out.qcow2"]
+        return diff(base, folder / "out.qcow2")
     return ["checkpoint", "--device", "disk0"] if command == "checkpoint" else [command]
 
 
@@ -137,8 +137,8 @@ def test_machine_that_dies_is_reported_at_each_step(tmp_path: Path) -> None:
         _dies_at(number, tmp_path, base)
 
 
-def _diff(folder: Path, base: Path) -> list[str | Path]:
-    return ["diff", "--device", "disk0", "--base", base, "-o", folder / "out.qcow2", "--force"]
+def _diff(folder: Path, base: Path) -> Words:
+    return diff(base, folder / "out.qcow2", "--force")
 
 
 def _steps_of_a_diff(folder: Path, base: Path) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import qemu
-from tests.support.live import Live, Outcome, content
+from tests.support.live import Live, Outcome, Words, content, diff
 from tests.support.machine import GRANULE, Disk, Machine
 from tests.support.qmp_proxy import Moment, Proxy
 
@@ -40,9 +40,8 @@ class Setup:
     def output(self) -> Path:
         return self.folder / "out.qcow2"
 
-    def diff(self, *more: str | Path) -> list[str | Path]:
-        base = ["--base", self.base, "-o", self.output, "--force"]
-        return ["diff", "--device", "disk0", *base, *more]
+    def diff(self, *more: str | Path) -> Words:
+        return diff(self.base, self.output, "--force", *more)
 
     def sound(self, before: dict[str, Any], said: object) -> None:
         """The machine is as before, the guest can write, and nothing lies about."""
@@ -140,34 +139,6 @@ def test_cleanup_undoes_a_killed_diff_ten_times_in_a_row(setup: Setup) -> None:
 
 
 @pytest.mark.slow
-def test_killed_incremental_diff_loses_no_checkpoint(setup: Setup) -> None:
-    """Killed at any step and cleaned up after, the next one from that checkpoint is right."""
-    machine, live = setup.machine, setup.live
-    _checkpoint(setup)
-    setup.works()
-    machine.write("disk0", 2 * MIB, MIB, 0x12)
-    steps = _steps(setup, "--since", "start")
-    before = machine.state()
-    for number in range(len(steps)):
-        # Were the write that comes meanwhile recorded nowhere, the last diff would miss it.
-        machine.write("disk0", 3 * MIB + number * GRANULE, GRANULE, 0x60 + number)
-        outcome = _struck(setup, "after", number, _kill, "--since", "start")
-        assert outcome.status == -signal.SIGKILL, (number, steps[number], outcome)
-        machine.write("disk0", 8 * MIB + number * GRANULE, GRANULE, 0x20 + number)
-        live.ok("cleanup")
-        setup.sound(before, (number, steps[number]))
-    live.ok(*setup.diff("--since", "start"))
-    assert content(setup.output, base=setup.base) == machine.content["disk0"]
-
-
-def _checkpoint(setup: Setup) -> None:
-    """Make the base what the disk is, and start a checkpoint of this name there."""
-    setup.machine.flush()
-    setup.live.ok("checkpoint", "--device", "disk0", "--name", "start")
-    qemu.io(setup.base, [qemu.write_command(0, MIB, 0x11)])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strike", "statuses"), [(_interrupt, (130, -2)), (_terminate, (143, -15))]
 )
@@ -210,8 +181,7 @@ def test_interrupting_again_does_not_stop_the_undoing(setup: Setup) -> None:
 def test_output_that_fails_is_undone(setup: Setup) -> None:
     before = setup.machine.state()
     missing = setup.folder / "none" / "out.qcow2"
-    words = ["diff", "--device", "disk0", "--base", setup.base, "-o", missing]
-    assert "none" in setup.live.run(*words).refusal
+    assert "none" in setup.live.run(*diff(setup.base, missing)).refusal
     setup.sound(before, "missing folder")
 
 
@@ -304,7 +274,15 @@ def test_full_output_is_undone(setup: Setup) -> None:
     before = setup.machine.state()
     setup.machine.write("disk0", 0, 12 * MIB, 0x71)
     with small_file_system(setup.folder / "small", 4 * MIB) as small:
-        words = ["diff", "--device", "disk0", "--base", setup.base, "-o", small / "out.qcow2"]
+        words: Words = [
+            "diff",
+            "--device",
+            "disk0",
+            "--base",
+            setup.base,
+            "-o",
+            small / "out.qcow2",
+        ]
         assert "No space left" in setup.live.run(*words).refusal
         assert list(small.iterdir()) == []
     setup.sound(before, "full output")
@@ -330,7 +308,15 @@ def test_second_diff_in_one_machine_is_refused(setup: Setup) -> None:
 
     def second() -> None:
         live = Live(setup.machine.second, other)
-        words = ["diff", "--device", "disk0", "--base", setup.base, "-o", other / "out.qcow2"]
+        words: Words = [
+            "diff",
+            "--device",
+            "disk0",
+            "--base",
+            setup.base,
+            "-o",
+            other / "out.qcow2",
+        ]
         said.append(live.run(*words))
         said.append(live.run("cleanup"))
 
@@ -370,7 +356,7 @@ ENDINGS = ("overlay", "patch", "refused", "full", "Ctrl-C", "terminated", "kille
 
 @pytest.mark.slow
 def test_nothing_is_left_in_28_runs_however_they_end(setup: Setup) -> None:
-    """No process, socket or temporary file; what a killed run leaves in the machine, cleanup undoes."""
+    """No process, socket or temporary file; what is in the machine after a kill, cleanup undoes."""
     before, count = setup.machine.state(), len(_steps(setup))
     for turn in range(4):
         for ending in ENDINGS:
@@ -403,5 +389,7 @@ def _ended(setup: Setup, ending: str, number: int) -> Outcome:
         outcome = setup.live.run(*setup.diff("--since", "never"))
         assert "never" in outcome.refusal
         return outcome
-    to = ["--to", "patch", "-o", setup.output.with_suffix(".qcpatch")] if ending == "patch" else []
+    to: Words = (
+        ["--to", "patch", "-o", setup.output.with_suffix(".qcpatch")] if ending == "patch" else []
+    )
     return setup.live.ok(*setup.diff(*to))

@@ -14,11 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from tests.support import qemu
 
 LIMIT = 60.0
+
+Words: TypeAlias = list[str | Path]
+
+
+def diff(base: Path, output: Path, *more: str | Path, device: str = "disk0") -> Words:
+    """The command that makes a delta of a disk over a base."""
+    return ["diff", "--device", device, "--base", base, "-o", output, *more]
 
 
 @dataclass(frozen=True)
@@ -155,11 +162,13 @@ class Live:
         assert self._forks.stdin is not None
         assert self._forks.stdout is not None
         print(json.dumps(order), file=self._forks.stdin, flush=True)
-        status = int(self._forks.stdout.readline())
-        said = [path.read_text() for path in (out, err)]
+        answer = self._forks.stdout.readline()
+        assert answer, "the package cannot be loaded"
+        status = int(answer)
+        outcome = Outcome(status, out.read_text(), err.read_text(), time.monotonic() - begun)
         for path in (out, err):
             path.unlink()
-        return Outcome(status, *said, time.monotonic() - begun)
+        return outcome
 
     def ok(self, *words: str | Path, qmp: Path | None = None) -> Outcome:
         """Run what must succeed."""

@@ -111,7 +111,8 @@ class _Connection:
                 if not data:
                     break
                 messages, rest = _parsed(rest + data.decode())
-                flowing = flowing and all([seen(message) for message in messages])
+                for message in messages:
+                    flowing = seen(message) and flowing
                 if flowing:
                     socket.send_fds(target, [data], fds)
                 for fd in fds:
@@ -135,7 +136,8 @@ class _Connection:
 
 def _parsed(text: str) -> tuple[list[dict[str, Any]], str]:
     """The whole messages at the beginning of the text, and what remains."""
-    decoder, found, at = json.JSONDecoder(), [], 0
+    decoder, at = json.JSONDecoder(), 0
+    found: list[dict[str, Any]] = []
     while True:
         at += len(text[at:]) - len(text[at:].lstrip())
         try:
