@@ -119,7 +119,7 @@ class Live:
         self.temporary.mkdir(exist_ok=True)
 
     def __enter__(self) -> Live:
-        environment = {**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": "100"}
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": "200"}
         self._forks = subprocess.Popen(
             [sys.executable, "-c", _FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, env=environment,
@@ -181,16 +181,19 @@ class Live:
         return self.ok(*words, "--json", qmp=qmp).json
 
     def _environment(self) -> dict[str, str]:
-        ours = {"TMPDIR": str(self.temporary), "QCOWDELTA_TEST_RUN": self._tag, "COLUMNS": "100"}
+        ours = {"TMPDIR": str(self.temporary), "QCOWDELTA_TEST_RUN": self._tag, "COLUMNS": "200"}
         return ours | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
     def left(self) -> list[str]:
-        """What runs have left on the host: temporary files, processes, sockets."""
+        """What runs have left on the host: temporary files, names of sockets, processes."""
         found = [str(path) for path in self.temporary.rglob("*")]
-        found += [f"process {pid}" for pid in self._processes()]
+        found += [str(path) for path in Path("/dev/shm").glob("*qcowdelta*")]
+        return found + [f"process {pid}" for pid in self._processes()]
+
+    def open_sockets(self) -> list[str]:
+        """Sockets that runs have made and that someone has open, the machine for one."""
         sockets = Path("/proc/net/unix").read_text()
-        found += [line for line in sockets.splitlines() if str(self.temporary) in line]
-        return found + [str(path) for path in Path("/dev/shm").glob("*qcowdelta*")]
+        return [line for line in sockets.splitlines() if str(self.temporary) in line]
 
     def _processes(self) -> Iterator[int]:
         mark = f"QCOWDELTA_TEST_RUN={self._tag}".encode()

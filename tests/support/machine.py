@@ -132,6 +132,7 @@ class Machine:
         serial: what the guest writes to its first serial line.
         content: what each disk holds, by name, as far as it was written through ``write``;
             begins as what its image reads as. Empty where there is a guest.
+        numbers: how many writes those were that a Writer made.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Machine:
         self.disks = {disk.name: disk for disk in disks}
         self.serial = folder / "serial.log"
         self.content: dict[str, bytearray] = {}
+        self.numbers = 0
         self._guest, self._more = guest, more
         self._lock = threading.RLock()
 
@@ -319,13 +321,14 @@ def _node(node: dict[str, Any]) -> dict[str, Any]:
     bitmaps = {
         bitmap["name"]: {key: bitmap.get(key) for key in fields}
         for bitmap in node.get("dirty-bitmaps", [])
+        if "name" in bitmap  # a job's own has none
     }
     return {**kept, "bitmaps": bitmaps}
 
 
 @dataclass(frozen=True)
 class Write:
-    """One write of a guest."""
+    """One write of a guest; of zeros it is by metadata, and unmaps."""
 
     offset: int
     length: int
@@ -335,10 +338,9 @@ class Write:
 class Writer:
     """Writes to a disk of a machine without pause until the block ends, each byte on record."""
 
-    def __init__(self, machine: Machine, name: str, *, first: int = 1, pause: float = 0) -> None:
-        self._machine, self._name, self._pause = machine, name, pause
+    def __init__(self, machine: Machine, name: str) -> None:
+        self._machine, self._name = machine, name
         self._size = len(machine.content[name]) // GRANULE
-        self._first = first
         self.before = bytes(machine.content[name])
         self.log: list[Write] = []
         self._stop = threading.Event()
@@ -365,16 +367,18 @@ class Writer:
             time.sleep(0.001)
 
     def _run(self) -> None:
-        number = self._first
         try:
             while not self._stop.is_set():
+                # Numbers go on with the next writer, so that every write is a change.
+                number = self._machine.numbers = self._machine.numbers + 1
                 # A step that has no factor in common with the size comes by everywhere.
                 granule = number * 7919 % self._size
-                write = Write(granule * GRANULE, GRANULE, number % 251 + 1)
-                self._machine.write(self._name, write.offset, write.length, write.pattern)
+                write = Write(granule * GRANULE, GRANULE, number % 251 + 1 if number % 6 else 0)
+                if write.pattern:
+                    self._machine.write(self._name, write.offset, write.length, write.pattern)
+                else:
+                    self._machine.zero(self._name, write.offset, write.length)
                 self.log.append(write)
-                number += 1
-                self._stop.wait(self._pause)
         except BaseException as error:
             self._failed = error
 
