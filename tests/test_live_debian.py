@@ -30,7 +30,7 @@ mkdir -p /srv/live
 number=0
 while :; do
     number=$((number + 1))
-    dd if=/dev/urandom of=/srv/live/$((number % 8)) bs=64k count=6 conv=notrunc 2>/dev/null
+    dd if=/dev/urandom of=/srv/live/$((number % 8)) bs=64k count=16 conv=notrunc 2>/dev/null
     rm -rf /srv/live/etc.$((number % 3))
     cp -r /etc/apt /srv/live/etc.$((number % 3))
     echo $number >/srv/live/number.new
@@ -95,7 +95,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Busy]:
             Live(machine.qmp, folder) as live,
         ):
             found = Busy(folder, base, machine, live)
-            found.wait_for_rounds(2, BOOT_LIMIT)
+            found.wait_for_rounds(9, BOOT_LIMIT)  # all its files are there
             yield found
     finally:
         shutil.rmtree(folder)
@@ -152,7 +152,7 @@ def _delta_and_reference(busy: Busy, name: str, base: Path, *more: str) -> Made:
 def _no_worse_than_a_power_cut(disk: Path, rounds: int) -> None:
     """Its journal replayed, the file system is sound, and has all that was synced before."""
     e2fsck = debian.tool("e2fsck")
-    debian.run(e2fsck, "-E", "journal_only", disk, accept=(0, 1))
+    debian.run(e2fsck, "-y", "-E", "journal_only", disk, accept=(0, 1))
     debian.run(e2fsck, "-f", "-p", disk, accept=(0, 1))
     debian.run(e2fsck, "-f", "-n", disk)
     assert int(debian.read_file(disk, "/srv/live/number")) >= rounds
@@ -190,7 +190,7 @@ def test_patch_of_a_busy_guest_is_of_one_moment(method: str, busy: Busy) -> None
 def test_guest_goes_on_when_the_scratch_is_full(busy: Busy) -> None:
     output = busy.folder / "full.qcow2"
     words = diff(busy.base, output, "--scratch-size", "6M")
-    with Proxy(busy.machine.qmp, _hooked(lambda _: busy.wait_for_rounds(30))) as proxy:
+    with Proxy(busy.machine.qmp, _hooked(lambda _: busy.wait_for_rounds(12))) as proxy:
         outcome = busy.live.run(*words, qmp=proxy.path)
     assert "scratch" in outcome.refusal
     assert not output.exists()
