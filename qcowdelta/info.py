@@ -191,7 +191,7 @@ def _bitmaps(file: HostFile, header: Header) -> list[dict[str, Any]]:
             "name": printable(b.name),
             "granularity": b.granularity,
             "flags": [str(f.name).lower().replace("_", "-") for f in b.known_flags],
-            "usable": b.usable,
+            "state": b.state.value,
         }
         for b in bitmaps
     ]

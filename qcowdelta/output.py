@@ -39,19 +39,8 @@ class AtomicOutput:
         self._force = force
         self._folder = os.path.dirname(self.path) or "."
         self._temporary: str | None = None
-        self._check_target()
+        check_target(self.path, force=force)
         self.fd = self._open()
-
-    def _check_target(self) -> None:
-        if not os.path.lexists(self.path):
-            return
-        if not self._force:
-            raise self._exists()
-        if not os.path.isfile(self.path) or os.path.islink(self.path):
-            raise OutputError(f"{printable(self.path)}: is not a regular file: not replaced")
-
-    def _exists(self) -> OutputError:
-        return OutputError(f"{printable(self.path)}: exists already; --force replaces it")
 
     def _open(self) -> int:
         try:
@@ -142,4 +131,22 @@ class AtomicOutput:
                 finally:
                     os.close(here)
         except FileExistsError as error:
-            raise self._exists() from error
+            raise _exists(self.path) from error
+
+
+def check_target(path: PathName, *, force: bool) -> None:
+    """Refuse what an output could not be put in the place of.
+
+    Raises:
+        OutputError: something is there already, or it is not a regular file.
+    """
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise _exists(path)
+    if not os.path.isfile(path) or os.path.islink(path):
+        raise OutputError(f"{printable(path)}: is not a regular file: not replaced")
+
+
+def _exists(path: PathName) -> OutputError:
+    return OutputError(f"{printable(path)}: exists already; --force replaces it")

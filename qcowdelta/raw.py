@@ -6,7 +6,7 @@ import numpy as np
 
 from .extents import EXTENT, Extents, Kind
 from .hostfile import HostFile
-from .layer import Source
+from .layer import How, Source, SourceFile
 from .units import SECTOR, align_up
 
 # What a host file system allocates at least; a window of a raw image is sized by it.
@@ -16,18 +16,21 @@ _HOST_BLOCK = 4096
 class RawLayer:
     """A raw image file. A length that is not whole sectors is padded with zeros, as in QEMU."""
 
-    format = "raw"
+    format: str = "raw"
     changes_only = False
     unit = _HOST_BLOCK
 
     def __init__(self, file: HostFile) -> None:
-        self.file = file
+        self.file: SourceFile = file
+        self.files: tuple[SourceFile, ...] = (file,)
+        self.how = How(file.path, self.format)
+        self._host = file
         self.size = align_up(file.size, SECTOR)
         self.source = Source(file, _HOST_BLOCK)
 
     def extents(self, start: int, stop: int) -> Extents:
         """Return data where the file has any, and zeros in its holes."""
-        data = self.file.data_ranges(start, stop)
+        data = self._host.data_ranges(start, stop)
         data[:, 0] -= data[:, 0] % SECTOR
         data[:, 1] += -data[:, 1] % SECTOR
         edges = np.unique(np.concatenate([data.reshape(-1), np.array([start, stop], np.int64)]))
@@ -42,9 +45,9 @@ class RawLayer:
 
     def next_mapped(self, start: int) -> int | None:
         """Return where the next data of the file begins."""
-        found = self.file.next_data(start)
-        return None if found >= self.file.size else found - found % SECTOR
+        found = self._host.next_data(start)
+        return None if found >= self._host.size else found - found % SECTOR
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        self._host.close()

@@ -19,6 +19,7 @@ from .convert import convert
 from .diff import diff
 from .info import info
 from .inspect import inspect
+from .live import live
 from .memory import keep_freed_memory
 from .verify import verify
 
@@ -46,6 +47,7 @@ for command in (
     compose,
     invert,
     index,
+    live,
 ):
     cli.add_command(command)
 

@@ -47,7 +47,7 @@ def _print(found: dict[str, Any], out: Any) -> None:
     for name in ("features", "sections", "extensions", "snapshots", "bitmaps"):
         if found.get(name):
             out.print()
-            out.print(_list(name, found[name]))
+            out.print(listing(name, found[name]))
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -155,7 +155,8 @@ def _size(count: int) -> str:
     return f"{size(count)} ({count:,} bytes)"
 
 
-def _list(name: str, rows: list[dict[str, Any]]) -> Any:
+def listing(name: str, rows: list[dict[str, Any]]) -> Any:
+    """Return a table of what a list has, a row each."""
     from rich.markup import escape
     from rich.table import Table
 

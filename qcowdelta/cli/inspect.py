@@ -25,6 +25,7 @@ _KINDS = {"ADDED": "data", "MODIFIED": "data", "ZEROED": "zero"}
 @click.argument("old", type=opt.FILE, metavar="OLD|OVERLAY|PATCH")
 @click.argument("new", type=opt.FILE, metavar="[NEW|PATCH]", required=False)
 @opt.formats
+@opt.bitmap
 @click.option("--cluster-size", type=opt.Size(), help="What to count in; default: OLD's.")
 @click.option("--clusters", is_flag=True, help="List every changed extent.")
 @click.option("--exit-code", is_flag=True, help="Exit 0 where same, 1 where not.")
@@ -70,6 +71,8 @@ def _source(
     patch = _patch(stack, old if new is None else new)
     if patch is None:
         first, second = _open(stack, old, new, options)
+    elif options["bitmap"] or options["trust_bitmap"]:
+        raise OptionError("--bitmap names a bitmap of NEW, and a patch has none")
     elif new is None:
         if options["cluster_size"] or options["old_format"] or options["old_snapshot"]:
             raise OptionError("a patch alone is told in its own blocks; name OLD before it")
@@ -82,7 +85,14 @@ def _source(
             )
         )
         second = stack.enter_context(open_patched(patch, first))
-    delta = ImageDelta(first, second, granularity=_granularity(first, second, options))
+    dirty = opt.open_bitmap(first, second, options) if patch is None else None
+    delta = ImageDelta(
+        first,
+        second,
+        granularity=_granularity(first, second, options),
+        dirty=dirty,
+        trust=options["trust_bitmap"],
+    )
     return delta, None if patch is None else describe_patch(patch.file)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import rich_click as click
 
 if TYPE_CHECKING:
+    from ..dirty import DirtyRanges
     from ..image import Image
     from ..patch.container import PatchFile
     from ..policy import OpenPolicy
@@ -73,6 +74,20 @@ formats = together(
     click.option("--new-snapshot", metavar="NAME", help="Take NEW as of an internal snapshot."),
 )
 
+bitmap = together(
+    click.option(
+        "--bitmap",
+        metavar="NAME",
+        help="Compare only what NEW's dirty bitmap NAME marks. OLD must be what NEW was when the "
+        "bitmap began: that is taken at your word, but for a few samples.",
+    ),
+    click.option(
+        "--trust-bitmap",
+        is_flag=True,
+        help="Take all that the bitmap marks as changed; compare nothing.",
+    ),
+)
+
 
 def base_options(*, required: bool) -> Callable[[F], F]:
     """Return the options that tell the base of a patch."""
@@ -115,6 +130,22 @@ def open_pair(old: Path, new: Path, options: dict[str, Any]) -> tuple[Image, Ima
         first.close()
         raise
     return first, second
+
+
+def open_bitmap(old: Image, new: Image, options: dict[str, Any]) -> DirtyRanges | None:
+    """Return the dirty bitmap that the options name, held against OLD; None: they name none."""
+    from ..dirty import open_bitmap
+    from ..errors import OptionError
+    from ..spotcheck import spot_check
+
+    name = options["bitmap"]
+    if name is None:
+        if options["trust_bitmap"]:
+            raise OptionError("--trust-bitmap needs --bitmap NAME")
+        return None
+    dirty = open_bitmap(new, name)
+    spot_check(old, new, dirty)
+    return dirty
 
 
 def open_base(base: Path, options: dict[str, Any]) -> Image:

@@ -84,6 +84,17 @@ def chosen(output: Path, options: dict[str, Any]) -> str:
     return str(what)
 
 
+def refuse_existing(output: Path, options: dict[str, Any]) -> None:
+    """Refuse an output that exists, before anything is done.
+
+    Raises:
+        OutputError: it does, and is not to be replaced.
+    """
+    from ..output import check_target
+
+    check_target(output, force=options["force"])
+
+
 def refuse_input(output: Path, *images: Image | str) -> None:
     """Refuse an output that is one of the inputs.
 
@@ -250,6 +261,7 @@ def _found(delta: Delta) -> dict[str, Any]:
             "equal_payload": stats.equal_payload,
             "shared_extent": stats.shared_extent,
             "told": stats.told,
+            "not_dirty": stats.not_dirty,
             "read": stats.read,
         },
         "bytes_read_old": stats.bytes_read_old,
@@ -271,7 +283,8 @@ def show(figures: dict[str, Any], options: dict[str, Any]) -> None:
         "zero": "zeros",
         "equal_payload": "equal compressed payload",
         "shared_extent": "shared host extents",
-        "told": "the patch",
+        "told": "trust in the bitmap" if figures.get("bitmap") else "the patch",
+        "not_dirty": "the bitmap",
         "read": "reading",
     }
     decided = ", ".join(

@@ -323,6 +323,13 @@ def read_guest(path: Path, fmt: str, snapshot: str | None = None) -> bytes:
         return target.read_bytes()
 
 
+def bitmap(path: Path, name: str, *actions: str, granularity: int | None = None) -> None:
+    """`qemu-img bitmap`: the actions are its options, and --add where there are none."""
+    argv = [program("qemu-img"), "bitmap", *(actions or ["--add"])]
+    argv += [] if granularity is None else ["-g", str(granularity)]
+    _run_on(path, [*argv, "-f", "qcow2"], name)
+
+
 def dirty_ranges(path: Path, bitmap: str) -> list[tuple[int, int]]:
     """The (start, length) ranges a persistent bitmap marks, as qemu-nbd exports them."""
     with tempfile.TemporaryDirectory(prefix="qcowdelta-") as folder:
