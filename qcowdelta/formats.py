@@ -14,9 +14,8 @@ FOREIGN = ("luks", "parallels", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc")
 FORMATS = tuple(sorted(NATIVE + FOREIGN))
 
 # What a file of a format has at an offset. A fixed vpc has its footer at the end only, where any
-# raw disk's guest may write one: it is never looked for there.
+# raw disk's guest may write one: it is never looked for there. Nor is qcow, whose magic is qcow2's.
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"QFI\xfb\0\0\0\1", "qcow"),
     (0, b"QFI\xfb", "qcow2"),
     (0, b"KDMV", "vmdk"),
     (0, b"COWD", "vmdk"),

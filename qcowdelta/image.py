@@ -89,6 +89,11 @@ class Image:
         """How each layer is read, top first."""
         return tuple(layer.how for layer in self.layers)
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether any of its files is encrypted."""
+        return any(how.encrypted for how in self.how)
+
     def extents(self, start: int, stop: int) -> Extents:
         """Return what ``[start, stop)`` is, all layers taken together, by metadata alone.
 
@@ -248,6 +253,8 @@ class _Opener:
         """Let QEMU try what we cannot read; where it cannot either, the first error counts."""
         try:
             self._leave_to_qemu(file, "qcow2", error.message, snapshot)
+        except UnsupportedFeatureError:
+            raise error from None
         except (QemuError, FormatError) as second:
             raise UnsupportedFeatureError(
                 f"{error.message}; nor by QEMU: {second}", path=error.path, field=error.field

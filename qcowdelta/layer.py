@@ -75,12 +75,14 @@ class How:
         format: its format, as qemu-img has it.
         by: ``native``, ``qemu-storage-daemon`` or ``qemu-img convert``.
         reason: why not natively, or None.
+        encrypted: whether it, or something that is read with it, is.
     """
 
     path: str
     format: str
     by: str = "native"
     reason: str | None = None
+    encrypted: bool = False
 
 
 class Layer(Protocol):

@@ -293,6 +293,20 @@ def test_bitmap_of_an_image_with_a_data_file(tmp_path: Path) -> None:
     pair.assert_rebuilt("--old-format", "raw")
 
 
+def test_old_may_be_the_snapshot_that_the_bitmap_began_with(tmp_path: Path) -> None:
+    new, patch, applied = (tmp_path / name for name in ("new.qcow2", "p.qcpatch", "applied.raw"))
+    qemu.create(new, 8 * MIB)
+    qemu.write(new, 0, 8 * MIB, 1)
+    qemu.snapshot(new, "s")
+    qemu.bitmap(new, "b")
+    qemu.io(new, [qemu.write_command(MIB, MIB, 2), qemu.zero_command(4 * MIB, MIB, unmap=True)])
+    how = ("--bitmap", "b", "--old-snapshot", "s")
+    found = ok("diff", new, new, "-o", patch, *how, "--json").json
+    assert found["decided"]["not_dirty"] == 6 * MIB
+    ok("apply", patch, "--base", new, "--base-snapshot", "s", "-o", applied, "-q")
+    assert qemu.compare(applied, new, "raw", "qcow2")
+
+
 def test_huge_disk_with_few_marks_is_quick(tmp_path: Path) -> None:
     old, new = tmp_path / "old.qcow2", tmp_path / "new.qcow2"
     qemu.create(old, 8 * TIB, preallocation="off")

@@ -25,13 +25,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # QEMU's programs, and talking to them.
     ("qemu.nbd", "qemu.programs", "qemu.qmp", "qemu.sockets"),
     ("qemu.daemon", "qemu.remote", "qemu.vmdk"),
+    ("qemu.headers",),
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),
     ("qcow2.codec", "qcow2.header"),
     ("qcow2.snapshots", "qcow2.tables", "qcow2.writer"),
     ("qcow2.bitmaps",),
     ("layer", "qcow2.check"),
-    ("qcow2.image", "qemu.export", "raw"),
+    ("qcow2.image", "raw"),
+    ("qemu.export",),
     # Images: files and all that lies under them.
     ("policy", "reader"),
     ("qemu.graph",),

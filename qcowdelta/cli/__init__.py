@@ -32,7 +32,8 @@ _SWITCH_INTERVAL = 0.0002
 def cli() -> None:
     """Find the difference between two disk images; write it as a qcow2 overlay or a patch.
 
-    Images are qcow2 (any version, snapshot or backing chain) or raw.
+    Images are qcow2 (any version, snapshot or backing chain) or raw, and through QEMU's
+    programs vmdk, vdi, vhdx, vpc, luks, qed, qcow or parallels.
     """
 
 

@@ -52,7 +52,9 @@ def inspect(old: Path, new: Path | None, **options: Any) -> int:
                 progress=show,
             )
     if options["as_json"]:
-        _print_json(found, extents, described)
+        sides = {"old": getattr(delta, "base", None), "new": getattr(delta, "target", None)}
+        opened = {name: opt.described(image) for name, image in sides.items()}
+        _print_json(found, extents, described, opened)
     else:
         _print(found, extents if options["clusters"] else None, described, out)
     return int(options["exit_code"] and found.summary.changed_clusters > 0)
@@ -64,7 +66,6 @@ def _source(
     """Return what tells the changes and, where that is a patch, what this says of itself."""
     from ..diff import ImageDelta
     from ..errors import OptionError
-    from ..image import open_image
     from ..patch.describe import PatchChanges, describe_patch
     from ..patch.open import open_patched
 
@@ -78,12 +79,7 @@ def _source(
             raise OptionError("a patch alone is told in its own blocks; name OLD before it")
         return PatchChanges(patch), describe_patch(patch.file)
     else:
-        how = opt.policy(options["allow_path"], options["force_share"])
-        first = stack.enter_context(
-            open_image(
-                old, format=options["old_format"], snapshot=options["old_snapshot"], policy=how
-            )
-        )
+        first = stack.enter_context(opt.open_side(old, options, "old"))
         second = stack.enter_context(open_patched(patch, first))
     dirty = opt.open_bitmap(first, second, options) if patch is None else None
     delta = ImageDelta(
@@ -114,7 +110,7 @@ def _open(
     stack: contextlib.ExitStack, old: Path, new: Path | None, options: dict[str, Any]
 ) -> tuple[Image, Image]:
     from ..errors import OptionError, printable
-    from ..image import Image, open_image
+    from ..image import Image
 
     if new is not None:
         pair = opt.open_pair(old, new, options)
@@ -123,12 +119,12 @@ def _open(
         return pair
     if options["new_format"] or options["new_snapshot"]:
         raise OptionError("--new-format and --new-snapshot need a second image, NEW")
-    how = opt.policy(options["allow_path"], options["force_share"])
-    image = stack.enter_context(
-        open_image(old, format=options["old_format"], snapshot=options["old_snapshot"], policy=how)
-    )
+    image = stack.enter_context(opt.open_side(old, options, "old"))
     if len(image.layers) < 2:
-        raise OptionError(f"{printable(old)} has no backing file; name a second image")
+        raise OptionError(
+            f"{printable(old)} has no backing file, or QEMU reads it as one with "
+            "that; name a second image"
+        )
     return Image(image.layers[1:]), image
 
 
@@ -137,7 +133,12 @@ def _granularity(old: Image, new: Image, options: dict[str, Any]) -> int:
     return int(old.cluster_size or new.cluster_size or 64 << 10) if given is None else int(given)
 
 
-def _print_json(found: Inspection, extents: list[Extent], patch: dict[str, Any] | None) -> None:
+def _print_json(
+    found: Inspection,
+    extents: list[Extent],
+    patch: dict[str, Any] | None,
+    opened: dict[str, Any],
+) -> None:
     from .show import print_json
 
     summary, stats = found.summary, found.stats
@@ -156,6 +157,7 @@ def _print_json(found: Inspection, extents: list[Extent], patch: dict[str, Any] 
             **({} if patch is None else {"patch": patch}),
             "bytes_read_old": stats.bytes_read_old,
             "bytes_read_new": stats.bytes_read_new,
+            "opened": opened,
             "extents": [
                 {
                     "start": e.start,

@@ -69,7 +69,9 @@ def _interruptible() -> Iterator[None]:
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in _ENDING}
+    # What was to be ignored, as under nohup, stays so.
+    heard = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
@@ -199,7 +201,8 @@ def cleanup(
 @click.option(
     "--method",
     type=click.Choice(["copy-before-write", "backup"]),
-    help="How to read the disk as of one moment; default: the best that QEMU has.",
+    help="How to read the disk as of one moment; default: copy-before-write where QEMU has it. "
+    "By backup, an I/O error of the scratch space fails the guest's own write.",
 )
 @click.option(
     "--nbd-socket",
@@ -212,7 +215,6 @@ def cleanup(
 @sinks.to_patch
 @opt.opening
 @sinks.writing
-@click.option("-v", "--verbose", is_flag=True, help="Tell each step.")
 @click.pass_obj
 def live_diff(monitor: Monitor, /, base: Path, output: Path, **options: Any) -> None:
     """Write what turns OLD into a disk of the VM as of one moment, while the guest goes on.
@@ -228,7 +230,9 @@ def live_diff(monitor: Monitor, /, base: Path, output: Path, **options: Any) -> 
         view = _view(machine, output, options)
         sinks.refuse_input(output, *filter(os.path.exists, view.files))
         write = _patch if what == "patch" else _overlay
+        stack.callback(view.close)  # an interrupt may come between entering and the block
         with view:
+            _spot_check(old, view)
             figures = write(stack, old, view, output, options)
             view.keep_checkpoint()
     figures |= {
@@ -238,7 +242,13 @@ def live_diff(monitor: Monitor, /, base: Path, output: Path, **options: Any) -> 
         "checkpoint": view.checkpoint,
     }
     sinks.show(figures, options)
-    if view.checkpoint is not None and not options["quiet"] and not options["as_json"]:
+    if options["quiet"] or options["as_json"]:
+        return
+    if view.method == "backup":
+        click.echo(
+            "by backup: an I/O error of the scratch space would have been one of the guest's too"
+        )
+    if view.checkpoint is not None:
         click.echo(f"next checkpoint: {view.checkpoint}")
 
 
@@ -266,6 +276,14 @@ def _view_options(output: Path, options: dict[str, Any]) -> ViewOptions:
         method=options["method"],
         nbd_socket=options["nbd_socket"],
     )
+
+
+def _spot_check(old: Image, view: DiskView) -> None:
+    """Hold OLD against what the checkpoint says has not changed since."""
+    from ..spotcheck import spot_check
+
+    if view.dirty is not None:
+        spot_check(old, view.image, view.dirty)
 
 
 def _patch(

@@ -135,7 +135,7 @@ def backing(
                 "with the snapshot's content as --backing-name (qemu-img convert -l makes one)"
             )
         return old
-    how = opt.policy(options["allow_path"], options["force_share"])
+    how = opt.policy(options, "old" if "old_secret_file" in options else "base")
     base = open_named_base(old, given, output, policy=how, required=snapshot is not None)
     return old if base is None else stack.enter_context(base)
 
@@ -185,6 +185,7 @@ def overlay(
     begun = time.monotonic()
     wanted = opt.wants_progress(options["progress"], options["quiet"])
     found = delta(how.geometry.unit)
+    opt.tell_plain(output, options, found.base, found.target)
     with AtomicOutput(output, force=options["force"]) as out:
         identity = BaseIdentity.of(base, digest=options["digest"])
         with progress(wanted, "Comparing") as show:
@@ -211,6 +212,7 @@ def patch(delta: Delta, output: Path, options: dict[str, Any]) -> dict[str, Any]
 
     begun = time.monotonic()
     wanted = opt.wants_progress(options["progress"], options["quiet"])
+    opt.tell_plain(output, options, delta.base, delta.target)
     how = PatchOptions(options["effort"] or "default", options["threads"])
     with (
         AtomicOutput(output, force=options["force"]) as out,
@@ -238,6 +240,7 @@ def _names(delta: Delta, output: Path) -> dict[str, Any]:
         "old": printable(delta.base.path),
         "new": printable(target),
         "output": printable(output),
+        "opened": {"old": opt.described(delta.base), "new": opt.described(delta.target)},
     }
 
 

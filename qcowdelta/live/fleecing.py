@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..errors import NbdError
 from ..extents import Offsets
 from ..qemu.export import ExportFile
 from ..qemu.nbd import ALLOCATION, ZERO, NbdClient
@@ -39,6 +40,9 @@ class FleecingFile(ExportFile):
         self._probing = threading.Lock()
         self._sector = memoryview(bytearray(SECTOR))
         super().__init__(connect, limit, path)
+        with self._connection() as client:
+            if DEPTH not in client.contexts:
+                raise NbdError(f"{path}: QEMU does not tell what the overlay has")
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from an offset; what lies beyond the end is zeros.
@@ -60,8 +64,6 @@ class FleecingFile(ExportFile):
             NbdError: it cannot be told, or the view was broken before it was.
         """
         with self._connection() as client:
-            if not client.contexts >= {ALLOCATION, DEPTH}:
-                return np.array([[start, stop - start, 0]], np.int64)
             told = client.block_status(ALLOCATION, start, stop)
             depth = client.block_status(DEPTH, start, stop)
         self._check()

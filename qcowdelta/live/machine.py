@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import LiveError, printable
+from ..errors import LiveError, QmpError, printable
 from ..qemu.qmp import QmpSession
 from . import names
 
@@ -100,10 +100,10 @@ class Machine:
         return self.qmp.name
 
     @property
-    def version(self) -> str:
+    def version(self) -> tuple[int, int, int]:
         """QEMU's version."""
         found = self.qmp.execute("query-version")["qemu"]
-        return f"{found['major']}.{found['minor']}.{found['micro']}"
+        return found["major"], found["minor"], found["micro"]
 
     @property
     def status(self) -> str:
@@ -129,6 +129,25 @@ class Machine:
         if node is None:
             raise LiveError(f"{self.name}: disk {printable(name)} has no medium")
         return found[0], node
+
+    def has_iothread(self, disk: Disk) -> bool:
+        """Tell whether a disk, or what it is attached to, is served by a thread of its own."""
+        device = disk.qdev
+        while device:
+            if self._property(device, "iothread"):
+                return True
+            device = self._property(device, "parent_bus").rpartition("/")[0]
+        return False
+
+    def _property(self, path: str, name: str) -> str:
+        """Return a property of an object that is text; empty: it has none."""
+        try:
+            found = self.qmp.execute("qom-get", {"path": path, "property": name})
+        except QmpError as error:
+            if error.error_class is None:
+                raise
+            return ""
+        return found if isinstance(found, str) else ""
 
     def nodes(self) -> dict[str, Node]:
         """Return the nodes by name."""

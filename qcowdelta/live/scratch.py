@@ -28,13 +28,13 @@ class Scratch:
         disk_size: the size of the disk that it is for, bytes.
         limit: how long it may become, bytes; None takes half of what is free there, or what the
             whole disk may need where that is less.
-        reserve: take the space at once; ``limit`` defaults to what the whole disk may need.
+        reserve: take at once what the whole disk may need, so that it never becomes full.
 
     Attributes:
         limit: how long it may become, bytes: a multiple of 64 KiB.
 
     Raises:
-        OptionError: the limit is too small for anything.
+        OptionError: the limit is too small: for anything, or for what is to be reserved.
         LiveError: there is not enough space.
         OSError: the folder cannot be written to.
     """
@@ -56,10 +56,16 @@ class Scratch:
                 limit = worst if reserve else min(worst, self._free() // 2)
             self.limit = align_down(limit, _GEOMETRY.cluster_size)
             writer = Qcow2Writer(self, disk_size, _GEOMETRY, CompressionType.ZLIB, None)
-            if self.limit < writer.finish() + _SMALLEST:
+            needed = writer.finish() + _SMALLEST
+            if self.limit < (worst if reserve else needed):
                 raise OptionError(
                     f"{self.limit} bytes of scratch space in {self.folder} are too few; "
-                    "give more by --scratch-size, or another folder by --scratch"
+                    + (
+                        f"{worst} are needed, since by the method 'backup' the guest's own writes "
+                        "would fail when it is full; give more"
+                        if reserve
+                        else "give more by --scratch-size, or another folder by --scratch"
+                    )
                 )
             os.ftruncate(self._fd, self.limit)
             if reserve:

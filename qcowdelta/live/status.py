@@ -21,7 +21,7 @@ def describe_machine(machine: Machine) -> dict[str, Any]:
     nodes = machine.nodes()
     return {
         "monitor": machine.name,
-        "qemu": machine.version,
+        "qemu": ".".join(map(str, machine.version)),
         "status": machine.status,
         "methods": available(machine),
         "disks": [_disk(disk) for disk in machine.disks()],

@@ -33,6 +33,9 @@ from .scratch import Scratch
 Method: TypeAlias = Literal["copy-before-write", "backup"]
 Action: TypeAlias = dict[str, Any]
 
+# Seen with Debian's 7.2.22: "nbd_blockdev_client_closed: Assertion `qemu_in_main_thread()'" on any
+# end of a connection, of which a kill of ours is one. The code was rewritten for 8.2.
+_SAFE_IN_IOTHREADS = (8, 2, 0)
 CONNECTIONS = 16
 """How many connections to the export there can be."""
 
@@ -93,20 +96,26 @@ def available(machine: Machine) -> list[Method]:
     return found
 
 
-def choose(machine: Machine, asked: Method | None) -> Method:
+def choose(machine: Machine, disk: Disk, asked: Method | None) -> Method:
     """Return the method that was asked for, or the best that the VM has.
 
     Raises:
-        LiveError: it has none, or not that one.
+        LiveError: it has none, or not that one, or none that is safe for that disk.
     """
-    found = available(machine)
+    found, version = available(machine), ".".join(map(str, machine.version))
+    if machine.version < _SAFE_IN_IOTHREADS and machine.has_iothread(disk):
+        raise LiveError(
+            f"{machine.name}: disk {printable(disk.id)} is served by an I/O thread, and QEMU "
+            f"{version} may crash, and the guest with it, when an NBD client of such a disk "
+            "disconnects; it takes QEMU 8.2 or later, or the disk without its iothread"
+        )
     if not found:
         raise LiveError(
-            f"{machine.name}: QEMU {machine.version} cannot show a disk as of one moment; "
+            f"{machine.name}: QEMU {version} cannot show a disk as of one moment; "
             "5.2 or later can, 7.1 or later better"
         )
     if asked is not None and asked not in found:
-        raise LiveError(f"{machine.name}: QEMU {machine.version} has no method {asked}")
+        raise LiveError(f"{machine.name}: QEMU {version} has no method {asked}")
     return asked or found[0]
 
 

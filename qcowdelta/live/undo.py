@@ -6,9 +6,11 @@ The order is the reverse of the steps', see :mod:`.steps`.
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from .machine import Machine
 T = TypeVar("T")
 
 _POLL = 0.02  # s
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -96,21 +99,40 @@ def _counts(machine: Machine, found: Leftover) -> bool:
 
 
 def uninterrupted(work: Callable[[], T]) -> T:
-    """Run work to its end, in a thread, even if a signal's handler raises here meanwhile.
+    """Run work, which may be run again, to its end; signals that come meanwhile are handled then.
 
-    What it raised is raised when the work is done.
+    Args:
+        work: what to do. It is begun again where a handler raised before signals were held back.
     """
-    held: BaseException | None = None
-    with ThreadPoolExecutor(1, "qcowdelta-undo") as pool:
-        future = pool.submit(work)
-        while not future.done():
-            try:
-                wait([future])
-            except BaseException as error:
-                held = error
-    if held is not None:
-        raise held
-    return future.result()
+    raised: BaseException | None = None
+    while True:
+        came: list[int] = []
+        try:
+            with _held_back(came):
+                result = work()
+            break
+        except KeyboardInterrupt as error:
+            raised = error
+    for each in came:
+        signal.raise_signal(each)
+    if raised is not None:
+        raise raised
+    return result
+
+
+@contextlib.contextmanager
+def _held_back(came: list[int]) -> Iterator[None]:
+    """Only note the signals that would end the program; they concern the main thread alone."""
+    before: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in _ENDING:
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                    before[number] = signal.signal(number, lambda n, _frame: came.append(n))
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _until(machine: Machine, gone: Callable[[], bool], what: str) -> None:

@@ -64,8 +64,8 @@ class ViewOptions:
 class DiskView:
     """A disk of a running VM as of the moment in which the block is entered.
 
-    As a context manager only: the VM is as before when the block is left, however it is. Whoever
-    is killed in it leaves what :func:`.undo_all` undoes.
+    As a context manager: the VM is as before when the block is left, however it is. Whoever is
+    killed in it leaves what :func:`.undo_all` undoes.
 
     Args:
         machine: the VM.
@@ -102,7 +102,7 @@ class DiskView:
         self._disk, self._node = machine.disk(device)
         if self._node.name == names.FILTER:
             raise InTheWayError(machine)
-        self.method = choose(machine, options.method)
+        self.method = choose(machine, self._disk, options.method)
         self._since = None
         if options.since is not None:
             self._since = find_checkpoint(self._disk, self._node, options.since)
@@ -133,13 +133,21 @@ class DiskView:
         # Asked before anything is undone: after that the scratch space is empty.
         told = self._explained(error) if isinstance(error, NbdError) else error
         try:
-            self._stack.close()
+            self.close()
         except LiveError as left:
             if isinstance(told, QcowDeltaError):
                 raise LiveError(f"{told}; and {left}") from error
             raise
         if told is not error and told is not None:
             raise told from error
+
+    def close(self) -> None:
+        """Undo all. Closing twice is allowed, and so is closing what was not entered.
+
+        Raises:
+            LiveError: not everything could be undone.
+        """
+        self._stack.close()
 
     def keep_checkpoint(self) -> None:
         """Let the next checkpoint begin at the view's moment, once what was read is safe.

@@ -175,7 +175,11 @@ class _Reader:
 
     def _check_version(self, first: Any) -> None:
         if first.version not in (2, 3):
-            raise self._unsupported(f"qcow2 version {first.version} is not 2 or 3", "version")
+            older = "; version 1 is the older format qcow, to be named as such"
+            raise self._unsupported(
+                f"qcow2 version {first.version} is not 2 or 3{older * (first.version == 1)}",
+                "version",
+            )
 
     def _third(self, first: Any, data: bytes) -> dict[str, int]:
         """Return the fields of version 3, as they are implied for version 2."""

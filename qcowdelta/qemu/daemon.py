@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import stat
 from collections.abc import Collection, Mapping, Sequence
@@ -23,6 +24,7 @@ TIMEOUT = 60.0
 """Seconds without an answer after which a daemon counts as hung. A LUKS key takes seconds."""
 
 NODE, EXPORT, SECRET = "qcowdelta-image", "qcowdelta-export", "qcowdelta-secret"
+_DESCRIPTOR = re.compile(r"'?/dev/fd/\d+'?")  # the only names that QEMU knows
 _GRACE = 0.5  # s; for a daemon to end that is about to
 
 
@@ -69,7 +71,7 @@ class StorageDaemon:
                 {"type": "nbd", "id": EXPORT, "node-name": NODE, "name": EXPORT},
             )
         except QmpError as error:
-            said = error.desc or str(error)
+            said = _DESCRIPTOR.sub("the file", error.desc or str(error))
             told = self._ended() if error.error_class is None else None
             self.close()
             raise QemuError(f"{name}: QEMU cannot read it: {told or said}") from None

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..errors import NbdError, QemuError
 from ..extents import EXTENT, Extents, Kind, Offsets, clip, coalesce
 from ..layer import How, Source, SourceFile
+from ..raw import data_and_zeros
 from ..units import MIB
 from .nbd import ALLOCATION, ZERO, NbdClient
 
@@ -29,26 +31,38 @@ class ExportFile:
         connect: makes a connection, which is used by one thread at a time.
         limit: how many connections there may be.
         path: what the export is to people.
+        key: what identifies the content; None takes what no other file has.
 
     Attributes:
         size: its length, bytes.
-        key: like no other file's.
+        mtime_ns: when its content was last modified, in nanoseconds since the epoch, if known.
 
     Raises:
-        NbdError: it cannot be connected to.
+        QemuError: it cannot be connected to, or does not tell what is allocated.
     """
 
-    mtime_ns = 0
-
-    def __init__(self, connect: Callable[[], NbdClient], limit: int, path: str) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], NbdClient],
+        limit: int,
+        path: str,
+        key: tuple[int, ...] | None = None,
+    ) -> None:
         self.path = path
-        self.key: tuple[int, ...] = (-2, next(_numbers))
+        self.key = (-2, next(_numbers)) if key is None else key
+        self.mtime_ns = 0
         self._connect = connect
         self._free: list[NbdClient] = []
         self._lock = threading.Lock()
         self._may_connect = threading.BoundedSemaphore(limit)
         with self._connection() as client:
             self.size = client.size
+            if ALLOCATION not in client.contexts:
+                raise QemuError(f"{path}: the NBD server does not tell what is allocated")
+
+    def explained(self, error: NbdError) -> QemuError:
+        """Return what to raise for an error of a connection."""
+        return error
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[NbdClient]:
@@ -59,6 +73,9 @@ class ExportFile:
             client = client or self._connect()
             try:
                 yield client
+            except NbdError as error:
+                client.close()
+                raise self.explained(error) from None
             except BaseException:
                 client.close()
                 raise
@@ -73,7 +90,7 @@ class ExportFile:
         """Fill a buffer from an offset; what lies beyond the end is zeros.
 
         Raises:
-            NbdError: it cannot be read.
+            QemuError: it cannot be read.
         """
         inside = min(len(buffer), max(0, self.size - offset))
         if inside:
@@ -85,14 +102,10 @@ class ExportFile:
     def status(self, start: int, stop: int) -> Offsets:
         """Return what ``base:allocation`` says, see :meth:`.NbdClient.block_status`.
 
-        Where the server does not tell, all is data.
-
         Raises:
-            NbdError: it cannot be told.
+            QemuError: it cannot be told.
         """
         with self._connection() as client:
-            if ALLOCATION not in client.contexts:
-                return np.array([[start, stop - start, 0]], np.int64)
             return client.block_status(ALLOCATION, start, stop)
 
     def close(self) -> None:
@@ -113,7 +126,8 @@ class ExportLayer:
     unit = _UNIT
 
     def __init__(self, file: ExportFile, how: How) -> None:
-        self.file = file
+        self._content = file
+        self.file: SourceFile = file
         self.files: tuple[SourceFile, ...] = (file,)
         self.how = how
         self.format = how.format
@@ -126,7 +140,7 @@ class ExportLayer:
         """Return data where the server says there is some, and zeros elsewhere.
 
         Raises:
-            NbdError: it cannot be told.
+            QemuError: it cannot be told.
         """
         parts = [self._window(number) for number in range(start // _WINDOW, -(-stop // _WINDOW))]
         rows = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, EXTENT), *parts])
@@ -147,19 +161,17 @@ class ExportLayer:
         return rows
 
     def _ask(self, start: int, stop: int) -> Extents:
-        status = self.file.status(start, stop)
-        out = np.zeros(len(status), EXTENT)
-        out["start"] = out["host"] = status[:, 0]
-        out["length"] = status[:, 1]
+        status = self._content.status(start, stop)
         # A hole that is not said to be zeros has no defined content, so it has to be read.
-        out["kind"] = np.where(status[:, 2] & ZERO, Kind.ZERO, Kind.DATA)
-        return out
+        data = status[(status[:, 2] & ZERO) == 0]
+        ranges = np.stack([data[:, 0], data[:, 0] + data[:, 1]], axis=1)
+        return coalesce(data_and_zeros(ranges, start, stop))
 
     def next_mapped(self, start: int) -> int | None:
         """Return where the next data begins.
 
         Raises:
-            NbdError: it cannot be told.
+            QemuError: it cannot be told.
         """
         position, step = start, _WINDOW
         while position < self.size:
@@ -173,4 +185,4 @@ class ExportLayer:
 
     def close(self) -> None:
         """Close the connections."""
-        self.file.close()
+        self._content.close()

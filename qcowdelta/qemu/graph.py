@@ -29,10 +29,11 @@ from .vmdk import VmdkDescriptor, check_extent, read_vmdk
 
 Node = dict[str, Any]
 
-_LUKS = (
-    "its sectors are enciphered by where they lie, so equal content has different ciphertext and "
-    "comparing that would find all of it changed"
-)
+_WHY = {
+    "LUKS": "sectors are enciphered by a key of the image's own and by where they lie in the file, "
+    "so equal content has different ciphertext, and comparing that would find all of it changed",
+    "AES": "of its ciphertext neither zeros nor equal content elsewhere can be told",
+}
 _VPC_DIFFERENCING = 4
 
 
@@ -170,9 +171,9 @@ class _Builder:
         """Return the name of the secret, which has to be there."""
         if self._policy.secret is None:
             raise EncryptedImageError(
-                f"is encrypted ({how}): {_LUKS}; give the file with its secret as "
-                "--old-secret-file, --new-secret-file, --base-secret-file or "
-                "--target-secret-file, whichever image it is of",
+                f"is encrypted ({how}): {_WHY[how]}; to compare what it holds, give the file with "
+                "its secret by --old-secret-file, --new-secret-file, --base-secret-file or "
+                "--target-secret-file",
                 path=file.path,
             )
         self._graph.secret = self._policy.secret

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator
-
-import numpy as np
 
 from ..errors import NbdError, QemuError
-from ..extents import EXTENT, Extents, Kind, Offsets, clip, coalesce
 from ..formats import FORMATS
 from ..hostfile import HostFile
-from ..layer import How, Source, SourceFile
+from ..layer import How, SourceFile
 from ..raw import RawLayer
-from ..units import MIB
 from .convert import converted
 from .daemon import StorageDaemon
+from .export import ExportFile, ExportLayer
 from .graph import Graph
-from .nbd import ALLOCATION, ZERO, NbdClient
 from .programs import VARIABLES, find
 
-# What most formats allocate at least; a window of a comparison is sized by it.
-_UNIT = 4096
 _CONNECTIONS = 16
-_WINDOW = 64 * MIB
-_WINDOWS = 16
-_FARTHEST = 2048 * MIB
 
 
 def open_by_qemu(graph: Graph, reason: str) -> QemuLayer | ConvertedLayer:
@@ -70,73 +57,28 @@ def _key(graph: Graph) -> tuple[int, ...]:
     return (*(number for key in keys for number in key), secret, FORMATS.index(graph.format) + 1)
 
 
+def _how(graph: Graph, by: str, reason: str) -> How:
+    return How(graph.path, graph.format, by, reason, graph.secret is not None)
+
+
 def _named_file(graph: Graph, source: SourceFile) -> SourceFile:
     return graph.files[0] if graph.files else source
 
 
-class DaemonFile:
+class DaemonFile(ExportFile):
     """The guest content of what a storage daemon has opened; safe to be used by several threads."""
 
     def __init__(self, daemon: StorageDaemon, graph: Graph) -> None:
-        self.path = graph.path
-        self.key = _key(graph)
-        self.mtime_ns = max((file.mtime_ns for file in graph.files), default=0)
         self._daemon = daemon
-        self._free: list[NbdClient] = []
-        self._lock = threading.Lock()
-        self._may_connect = threading.BoundedSemaphore(_CONNECTIONS)
-        with self._connection() as client:
-            self.size = client.size
-            if ALLOCATION not in client.contexts:
-                raise QemuError(f"{self.path}: qemu-storage-daemon does not tell what is allocated")
+        super().__init__(daemon.connect, _CONNECTIONS, graph.path, _key(graph))
+        self.mtime_ns = max((file.mtime_ns for file in graph.files), default=0)
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[NbdClient]:
-        """Lend a connection; one that failed is not used again."""
-        with self._may_connect:
-            with self._lock:
-                client = self._free.pop() if self._free else None
-            client = client or self._daemon.connect()
-            try:
-                yield client
-            except NbdError as error:
-                client.close()
-                raise self._daemon.explained(error) from None
-            except BaseException:
-                client.close()
-                raise
-            with self._lock:
-                self._free.append(client)
-
-    def fileno(self) -> None:
-        """Return that there is no descriptor."""
-        return
-
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` from ``offset``; what lies beyond :attr:`size` is zeros.
-
-        Raises:
-            QemuError: QEMU cannot read it, hung, or has ended.
-        """
-        inside = min(len(buffer), max(0, self.size - offset))
-        if inside:
-            with self._connection() as client:
-                client.read_into(buffer[:inside], offset)
-        if inside < len(buffer):
-            buffer[inside:] = bytes(len(buffer) - inside)
-
-    def status(self, start: int, stop: int) -> Offsets:
-        """Return what ``base:allocation`` says, see :meth:`.NbdClient.block_status`."""
-        with self._connection() as client:
-            return client.block_status(ALLOCATION, start, stop)
-
-    def close(self) -> None:
-        """Close every connection."""
-        while self._free:
-            self._free.pop().close()
+    def explained(self, error: NbdError) -> QemuError:
+        """Return what to raise: the daemon's end, if that is why."""
+        return self._daemon.explained(error)
 
 
-class QemuLayer:
+class QemuLayer(ExportLayer):
     """An image with all that lies below it, as a storage daemon reads it.
 
     Args:
@@ -145,71 +87,22 @@ class QemuLayer:
         reason: why it is not read natively.
     """
 
-    changes_only = False
-    unit = _UNIT
-
     def __init__(self, graph: Graph, program: str, reason: str) -> None:
         self._graph = graph
-        self.format = graph.format
         self._daemon = _started(graph, program)
         try:
             graph.forget_memory()
-            self._content = DaemonFile(self._daemon, graph)
+            content = DaemonFile(self._daemon, graph)
         except BaseException:
             self._daemon.close()
             raise
-        self.size = self._content.size
-        self.source = Source(self._content, _UNIT)
-        self.file: SourceFile = _named_file(graph, self._content)
-        self.files: tuple[SourceFile, ...] = tuple(graph.files)
-        self.how = How(graph.path, graph.format, "qemu-storage-daemon", reason)
-        self._windows: OrderedDict[int, Extents] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def extents(self, start: int, stop: int) -> Extents:
-        """Return data where QEMU says there is some, and zeros elsewhere."""
-        parts = [self._window(number) for number in range(start // _WINDOW, -(-stop // _WINDOW))]
-        rows = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, EXTENT), *parts])
-        return coalesce(clip(rows, start, stop))
-
-    def _window(self, number: int) -> Extents:
-        """Return a window's extents; those asked for last are kept."""
-        with self._lock:
-            rows = self._windows.get(number)
-            if rows is not None:
-                self._windows.move_to_end(number)
-                return rows
-        rows = self._ask(number * _WINDOW, min((number + 1) * _WINDOW, self.size))
-        with self._lock:
-            self._windows[number] = rows
-            while len(self._windows) > _WINDOWS:
-                self._windows.popitem(last=False)
-        return rows
-
-    def _ask(self, start: int, stop: int) -> Extents:
-        status = self._content.status(start, stop)
-        out = np.zeros(len(status), EXTENT)
-        out["start"] = out["host"] = status[:, 0]
-        out["length"] = status[:, 1]
-        # A hole that is not said to be zeros has no defined content, so it has to be read.
-        out["kind"] = np.where(status[:, 2] & ZERO, Kind.ZERO, Kind.DATA)
-        return out
-
-    def next_mapped(self, start: int) -> int | None:
-        """Return where the next data begins."""
-        position, step = start, _WINDOW
-        while position < self.size:
-            stop = min(position - position % _WINDOW + step, self.size)
-            rows = self.extents(position, stop) if step == _WINDOW else self._ask(position, stop)
-            data = rows["start"][rows["kind"] == Kind.DATA]
-            if data.size:
-                return int(data[0])
-            position, step = stop, min(2 * step, _FARTHEST)
-        return None
+        super().__init__(content, _how(graph, "qemu-storage-daemon", reason))
+        self.file = _named_file(graph, content)
+        self.files = tuple(graph.files)
 
     def close(self) -> None:
         """End the daemon, and close the files."""
-        self._content.close()
+        super().close()
         try:
             self._daemon.close()
         finally:
@@ -245,7 +138,7 @@ class ConvertedLayer(RawLayer):
         self.file = _named_file(graph, self.file)
         self.files = tuple(graph.files)
         why = f"{reason}; there is no qemu-storage-daemon, which would need no copy"
-        self.how = How(graph.path, graph.format, "qemu-img convert", why)
+        self.how = _how(graph, "qemu-img convert", why)
 
     def close(self) -> None:
         """Close the copy, which is gone then, and the files."""
