@@ -230,6 +230,19 @@ def _kill_one(chain: Chain, number: int) -> bool:
     return outcome.status != 0
 
 
+def test_base_that_is_another_disk_is_refused(chain: Chain) -> None:
+    chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
+    chain.machine.write("disk0", 0, MIB, 0x61)
+    before = chain.machine.state()
+    other, output = chain.folder / "other.qcow2", chain.folder / "out.qcow2"
+    qemu.create(other, SIZE)
+    qemu.write(other, 0, SIZE // 2, 0x0D)
+    said = chain.live.run(*diff(other, output, "--since", "start")).refusal
+    assert str(other) in said
+    assert not output.exists()
+    assert chain.machine.state() == before
+
+
 def test_unknown_checkpoint_is_named_with_those_that_are_there(chain: Chain) -> None:
     chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
     output = chain.folder / "out.qcow2"
