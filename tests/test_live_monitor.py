@@ -133,7 +133,7 @@ def test_machine_that_dies_is_reported_at_each_step(tmp_path: Path) -> None:
     qemu.create(base, 8 * MIB)
     qemu.write(base, 0, 2 * MIB, 7)
     steps = _steps_of_a_diff(tmp_path, base)
-    for number in range(1, steps, 3):
+    for number in range(1, steps, 4):
         _dies_at(number, tmp_path, base)
 
 

@@ -287,7 +287,7 @@ class Machine:
     def bitmaps(self, name: str) -> dict[str, dict[str, Any]]:
         """The bitmaps of a disk's format node, by name."""
         node = next(n for n in self.nodes() if n["node-name"] == f"{name}-format")
-        return {bitmap["name"]: bitmap for bitmap in node.get("dirty-bitmaps", [])}
+        return _named_bitmaps(node)
 
     def ours(self) -> list[str]:
         """Everything in the machine whose name says that qcowdelta made it."""
@@ -319,11 +319,15 @@ def _node(node: dict[str, Any]) -> dict[str, Any]:
     kept = {key: node.get(key) for key in ("drv", "file", "ro", "backing_file_depth", "cache")}
     fields = ("granularity", "recording", "persistent", "busy", "inconsistent")
     bitmaps = {
-        bitmap["name"]: {key: bitmap.get(key) for key in fields}
-        for bitmap in node.get("dirty-bitmaps", [])
-        if "name" in bitmap  # a job's own has none
+        name: {key: bitmap.get(key) for key in fields}
+        for name, bitmap in _named_bitmaps(node).items()
     }
     return {**kept, "bitmaps": bitmaps}
+
+
+def _named_bitmaps(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A node's bitmaps by name; those that a job or a filter has for itself have none."""
+    return {b["name"]: b for b in node.get("dirty-bitmaps", []) if b.get("name")}
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class Proxy:
     def __init__(self, target: Path, hook: Hook = lambda _moment: True) -> None:
         self._target, self._hook = target, hook
         self.commands: list[str] = []
+        self._failed: BaseException | None = None
 
     def __enter__(self) -> Proxy:
         self._folder = tempfile.TemporaryDirectory(prefix="machine-")
@@ -69,6 +70,17 @@ class Proxy:
         self._server.close()
         self._thread.join(10)
         self._folder.cleanup()
+        if self._failed is not None:
+            raise self._failed
+
+    def _guarded(self, moment: Moment) -> bool:
+        """Ask the hook; where that fails, the block fails, and the client waits for nothing."""
+        try:
+            return self._hook(moment)
+        except BaseException as error:
+            self._failed = self._failed or error
+            moment.kill_client()
+            return False
 
     def _serve(self) -> None:
         while True:
@@ -79,7 +91,7 @@ class Proxy:
             self.commands = []
             with client, socket.socket(socket.AF_UNIX) as machine, contextlib.suppress(OSError):
                 machine.connect(str(self._target))
-                _Connection(client, machine, self._hook, self.commands).run()
+                _Connection(client, machine, self._guarded, self.commands).run()
 
 
 @dataclass
