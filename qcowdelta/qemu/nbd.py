@@ -58,7 +58,8 @@ _MAX_ERROR = 64 << 10
 _MAX_STATUS_CHUNK = 16 * MIB
 _MAX_NAME = 4096
 _LONGEST_STATUS = 1 << 31  # bytes asked for at a time; the field has 32 bits
-_REQUEST_SIZE = MIB
+# Smaller than what a server's allocator gives back to the system each time, and than a cache.
+_REQUEST_SIZE = MIB // 2
 _IN_FLIGHT = 4
 _TIMEVAL = struct.Struct("@ll")
 
