@@ -41,7 +41,10 @@ while :; do
 done
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# One worker boots it, for all of these tests.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("live debian")]
+# What waits for the guest keeps the command waiting for the monitor.
+PATIENT = ("--timeout", "120")
 
 
 @dataclass
@@ -109,10 +112,13 @@ def no_checkpoint(busy: Busy) -> Iterator[None]:
 
 
 def _hooked(act: Callable[[Moment], None]) -> Callable[[Moment], bool]:
-    """Something done while the disk is shown as of one moment, before any of it is read."""
+    """Something done once while the disk is shown as of one moment, before any of it is read."""
+    done = False
 
     def hook(moment: Moment) -> bool:
-        if (moment.stage, moment.command) == ("after", "block-export-add"):
+        nonlocal done
+        if not done and (moment.stage, moment.command) == ("after", "block-export-add"):
+            done = True
             act(moment)
         return True
 
@@ -160,7 +166,7 @@ def _delta_and_reference(busy: Busy, name: str, base: Path, *more: str) -> Made:
     try:
         with Proxy(busy.machine.qmp, _hooked(read)) as proxy:
             words = diff(base, output, "--force", "--nbd-socket", socket, *more)
-            figures = busy.live.figures(*words, qmp=proxy.path)
+            figures = busy.live.figures(*PATIENT, *words, qmp=proxy.path)
     finally:
         execute("nbd-server-stop")
     return Made(output, reference, figures, before, dirty[0])
@@ -207,7 +213,7 @@ def test_guest_goes_on_when_the_scratch_is_full(busy: Busy) -> None:
     output = busy.folder / "full.qcow2"
     words = diff(busy.base, output, "--scratch-size", "6M")
     with Proxy(busy.machine.qmp, _hooked(lambda _: busy.wait_for_rounds(12))) as proxy:
-        outcome = busy.live.run(*words, qmp=proxy.path)
+        outcome = busy.live.run(*PATIENT, *words, qmp=proxy.path)
     assert "scratch" in outcome.refusal
     assert not output.exists()
     busy.unhurt()
