@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qcowdelta"
 LAYERS: tuple[tuple[str, ...], ...] = (
     # What needs nothing of ours.
     ("errors", "journal", "threads", "units", "version"),
+    ("disk.kinds",),
     ("declare", "extents"),
     ("hostfile",),
     # Formats of disk images.
@@ -35,6 +36,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("hashtree", "pieces"),
     ("identity", "payloads"),
     ("diff",),
+    # Whose the changes are.
+    ("attribution",),
     # What takes a delta or an image.
     ("base", "naming", "output"),
     ("choosing", "copying", "resumable"),
@@ -66,7 +69,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}
-NAMESPACES = {"", "patch", "qcow2"}
+NAMESPACES = {"", "disk", "patch", "qcow2"}
 """Packages whose own ``__init__`` holds nothing that another module may use."""
 
 FOR_PEOPLE = {"argparse", "click", "curses", "getpass", "logging", "rich", "rich_click"}
