@@ -54,9 +54,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("patch.apply", "patch.combine", "patch.verify"),
     # What tells of any of these files.
     ("info",),
+    # What shows whose a delta is.
+    ("report.words",),
+    ("report.bare", "report.cells", "report.markup", "report.tree"),
+    ("report.document", "report.sections"),
+    ("report.page",),
     # The command line.
     ("cli.memory", "cli.options", "cli.show"),
-    ("cli.info", "cli.sinks"),
+    ("cli.info", "cli.overview", "cli.sinks"),
     (
         "cli.apply",
         "cli.check",
@@ -69,7 +74,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}
-NAMESPACES = {"", "disk", "patch", "qcow2"}
+NAMESPACES = {"", "disk", "patch", "qcow2", "report"}
 """Packages whose own ``__init__`` holds nothing that another module may use."""
 
 FOR_PEOPLE = {"argparse", "click", "curses", "getpass", "logging", "rich", "rich_click"}
