@@ -77,12 +77,14 @@ class PartitionShare:
         partition: the partition; None is the row for what lies outside any.
         changed_bytes: bytes of the delta in it, the sum of ``by_kind``.
         by_kind: those bytes by kind of space; kinds with none are left out.
+        zeroed: of those bytes what became zeros, by kind; they cost a delta next to nothing.
         space: all of the partition's bytes by kind of space.
     """
 
     partition: Partition | None
     changed_bytes: int
     by_kind: Mapping[SpaceKind, int]
+    zeroed: Mapping[SpaceKind, int]
     space: Mapping[SpaceKind, int]
 
 
@@ -154,6 +156,7 @@ class Attribution:
         granularity: what the delta's changes are rounded to, bytes.
         changed_bytes: bytes that differ: data and zeroed.
         by_kind: those bytes by kind of space; kinds with none are left out.
+        zeroed: of those bytes what became zeros, by kind.
         partitions: NEW's partitions in order of their start, then those that only OLD has.
         by_partition: a share for each of NEW's partitions that way, and one for what is in none.
         files: the files that changed, by changed bytes and then freed bytes, largest first.
@@ -167,6 +170,7 @@ class Attribution:
     granularity: int
     changed_bytes: int
     by_kind: Mapping[SpaceKind, int]
+    zeroed: Mapping[SpaceKind, int]
     partitions: tuple[Partition, ...]
     by_partition: tuple[PartitionShare, ...]
     files: Sequence[FileChange]
