@@ -103,9 +103,7 @@ class Attributor:
         Raises:
             CorruptImageError: an image cannot be read.
         """
-        files = FileComparison(
-            self._map, self._old, self._new, self._changed, self._certain
-        )
+        files = FileComparison(self._map, self._old, self._new, self._changed, self._certain)
         notes = [*self._map.notes, *files.notes]
         if self._new is None:
             notes.append(

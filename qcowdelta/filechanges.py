@@ -222,9 +222,7 @@ def _statuses(
     return out
 
 
-def pair_partitions(
-    old: tuple[Partition, ...], new: tuple[Partition, ...]
-) -> dict[int, int]:
+def pair_partitions(old: tuple[Partition, ...], new: tuple[Partition, ...]) -> dict[int, int]:
     """Match partitions: by where they begin and what they hold, then by UUID, then by begin."""
     pairs: dict[int, int] = {}
     free = dict(enumerate(old))
@@ -266,5 +264,3 @@ def freed_bytes(old: Spaces, new: Spaces, kept: Offsets) -> Offsets:
     same = inside & (new["owner"][row] == kept[owned["owner"]]) & (new["owner"][row] != NOBODY)
     np.add.at(sums, owned["owner"][~same], owned["length"][~same])
     return sums
-
-

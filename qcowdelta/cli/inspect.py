@@ -207,11 +207,17 @@ def _go_through(source: _Source, options: dict[str, Any]) -> _Found:
 
 def _attributed(source: _Source, watched: WatchedDelta, options: dict[str, Any]) -> Attribution:
     """Go through the changes, and return whose they are."""
+    from ..attribute import attribute
     from ..report.bare import unattributed
+    from ..report.cells import MOST
 
+    if options["files"]:
+        return attribute(watched, source.old, source.new, cells=MOST)
     for _ in watched.windows():
         pass
-    return unattributed(watched.inspection(), "not looked into")
+    return unattributed(
+        watched.inspection(), "what is on the disk was not looked into (--no-files)"
+    )
 
 
 def _show(found: _Found, options: dict[str, Any]) -> None:

@@ -82,11 +82,14 @@ class Page:
         """Return how much fits the window."""
         if not self.out.is_terminal or self.width < _NARROW:
             return Room()
+        # At 24 rows: 4 of partitions and kinds, 4 of the map, 5 files, 2 of advice; 8 are the rest.
         spare = max(0, min(self.out.height, 60) - 24)
-        partitions = min(len(found.by_partition) - 4, spare // 4, 8)
-        where = 4 + max(0, partitions)
-        spare -= where - 4
-        return Room(where, 4 + min(8, spare // 4), 5 + min(20, spare // 2), 3 + spare // 4)
+        rows = max(len(found.by_partition), len(found.by_kind))
+        where = min(rows, 4 + min(8, spare // 4))
+        told = bool(found.advice or found.notes)
+        spare += 4 - where + (0 if told else 3)
+        more = spare // 4
+        return Room(where, 4 + min(8, more), 5 + spare - 2 * more, 2 + more)
 
     def text(self, name: str) -> str:
         """Return a name as the console can show it."""
@@ -166,18 +169,19 @@ def print_summary(page: Page, found: Attribution, inspection: Inspection, patch:
 
 def print_full(page: Page, found: Attribution, inspection: Inspection, patch: Any) -> None:
     """Print all that is known of what changed."""
+    from ..report.words import told_shares
+
     _title(page, found, inspection, patch)
     _sources(page, found)
     _counts(page, inspection)
     page.head("partitions")
-    for share in found.by_partition:
+    for share in told_shares(found):
         _partition(page, found, share)
     page.head("kinds of space")
     for kind in _kinds(found):
         page.line(*kind(40))
     _map(page, found, 16)
-    if found.advice:
-        _advice(page, found, len(found.advice))
+    _advice(page, found, 1 << 30)
     if found.files:
         _files(page, found, len(found.files), cut=False)
     if found.changed_bytes:
@@ -281,9 +285,9 @@ def _blank(width: int) -> list[str | tuple[str, str]]:
 
 def _shares(page: Page, found: Attribution, rows: int) -> list[Row]:
     """Return a row for each partition; the least changed are summed up where there are many."""
-    from ..report.words import partition_name
+    from ..report.words import partition_name, told_shares
 
-    shares = list(found.by_partition)
+    shares = told_shares(found)
     shown = set(range(len(shares)))
     if len(shares) > rows:
         by_worth = sorted(shown, key=lambda at: -shares[at].changed_bytes)
@@ -386,18 +390,19 @@ def _file(page: Page, file: FileChange, path: str, *, cut: bool) -> Iterator[str
 def _advice(page: Page, found: Attribution, most: int) -> None:
     from ..report.words import advice_text
 
-    told = [(each.bytes, advice_text(each), each.remedy) for each in found.advice]
-    notes = [(0, note, "") for note in found.notes]
+    told = [(advice_text(each), each.remedy) for each in found.advice]
+    notes = [(note, "") for note in found.notes]
     if not told and not notes:
         return
-    page.head("why" if told else "notes")
-    for index, (_, text, remedy) in enumerate([*told, *notes]):
-        if most <= 0:
-            page.line((f"and {len(told) + len(notes) - index} more, which --full shows", "dim"))
-            return
-        mark = "* " if page.ascii else "• "
-        full = f"{text}: {remedy}" if remedy else text
-        most -= page.wrapped(mark, page.text(_printable(full)), most=most)
+    items = [*told, *notes]
+    shown = items[:most]
+    title = "why" if told else "notes"
+    page.head(title if shown == items else f"{title}, {len(shown)} of {len(items)} points")
+    mark = "* " if page.ascii else "• "
+    for index, (text, remedy) in enumerate(shown):
+        full = page.text(_printable(f"{text}: {remedy}" if remedy else text))
+        # Each has a line at least; what is left of them goes to those that need two.
+        most -= page.wrapped(mark, full, most=most - (len(shown) - index - 1))
 
 
 def _printable(text: str) -> str:

@@ -179,9 +179,7 @@ def _match_inodes(old: FileTable, new: FileTable, found: Matching) -> None:
     theirs = theirs[np.argsort(old.inode[theirs], kind="stable")]
     if not ours.size or not theirs.size:
         return
-    at = np.minimum(
-        np.searchsorted(old.inode[theirs], new.inode[ours]), theirs.size - 1
-    )
+    at = np.minimum(np.searchsorted(old.inode[theirs], new.inode[ours]), theirs.size - 1)
     other = theirs[at]
     same = (old.inode[other] == new.inode[ours]) & (old.type[other] == new.type[ours])
     same &= (old.identity[other] == new.identity[ours]) & (new.identity[ours] != 0)
@@ -362,9 +360,7 @@ def _look_at_content(
     some = _affordable(new, ours, new_volume) & _affordable(old, theirs, old_volume)
     found.differs[ours[~some]] = True
     ours, theirs = ours[some], theirs[some]
-    pairs = zip(
-        digests(new, ours, new_volume), digests(old, theirs, old_volume), strict=True
-    )
+    pairs = zip(digests(new, ours, new_volume), digests(old, theirs, old_volume), strict=True)
     same = np.array([a == b for a, b in pairs], bool)
     found.laid[ours[same]] = True
     found.differs[ours[~same]] = True
@@ -381,5 +377,3 @@ def _map_hashes(table: FileTable) -> Hashes:
     out = np.zeros(table.count, np.uint64)
     np.add.at(out, parts["file"], hashed(words))
     return out
-
-

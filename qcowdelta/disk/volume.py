@@ -33,9 +33,7 @@ class Volume:
     def part(self, start: int, length: int) -> Volume:
         """Return a part of the volume, cut off at its end."""
         start = min(start, self.length)
-        return Volume(
-            self._reader, self.path, self.start + start, min(length, self.length - start)
-        )
+        return Volume(self._reader, self.path, self.start + start, min(length, self.length - start))
 
     def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from ``offset`` on.

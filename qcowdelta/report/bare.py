@@ -23,7 +23,9 @@ def unattributed(
     """
     summary = inspection.summary
     changed = summary.data_bytes + summary.zero_bytes
-    by_kind = {SpaceKind.UNKNOWN: changed} if changed else {}
+    by_kind, zeroed = (
+        {SpaceKind.UNKNOWN: count} if count else {} for count in (changed, summary.zero_bytes)
+    )
     count = inspection.cells.shape[1]
     unknown = np.full(count, SpaceKind.UNKNOWN, np.uint8)
     nobody = np.full(count, -1, np.int32)
@@ -32,8 +34,11 @@ def unattributed(
         granularity=summary.granularity,
         changed_bytes=changed,
         by_kind=by_kind,
+        zeroed=zeroed,
         partitions=(),
-        by_partition=(PartitionShare(None, changed, by_kind, {SpaceKind.UNKNOWN: summary.size}),),
+        by_partition=(
+            PartitionShare(None, changed, by_kind, zeroed, {SpaceKind.UNKNOWN: summary.size}),
+        ),
         files=(),
         cells=Cells(inspection.cell_size, inspection.cells, unknown, unknown, nobody),
         sources=sources,

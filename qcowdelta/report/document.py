@@ -49,6 +49,7 @@ def head(found: Attribution, inspection: Inspection) -> Record:
         "bytes_read_old": stats.bytes_read_old,
         "bytes_read_new": stats.bytes_read_new,
         "space": space(found.by_kind),
+        "zeroed_space": space(found.zeroed),
         "files_by_status": _statuses(found.files),
         "notes": [printable(note) for note in found.notes],
     }
@@ -66,7 +67,11 @@ def lists(found: Attribution, *, directories: bool = False) -> dict[str, Iterato
 
 def partition(found: Attribution, share: PartitionShare) -> Record:
     """Return a partition and what changed in it; of what lies in none, only the latter."""
-    changed = {"changed_bytes": share.changed_bytes, "space": space(share.by_kind)}
+    changed = {
+        "changed_bytes": share.changed_bytes,
+        "space": space(share.by_kind),
+        "zeroed_space": space(share.zeroed),
+    }
     one = share.partition
     if one is None:
         return {"index": None, **changed}

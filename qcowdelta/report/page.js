@@ -615,23 +615,26 @@
       box.append(element);
     }
 
-    function lay(index, rectangle, depth) {
-      const list = children[index].filter((child) => nodes[child][CHANGED] > 0);
-      if (!list.length) return;
-      const tiles = squarify(list.map((child) => nodes[child][CHANGED]), ...rectangle);
-      list.forEach((child, position) => {
-        const [x, y, width, height] = tiles[position];
-        if (width * height < 6 || box.childElementCount > 900) return;
-        const open = isDirectory(child) && depth < 8 && width > 48 && height > 44;
-        tile(child, tiles[position], open);
-        if (open) lay(child, [x + 3, y + 19, width - 7, height - 23], depth + 1);
-      });
+    /** Draw what is in a directory, level by level, so that what there is no room for is deepest. */
+    function lay(top) {
+      const levels = [[top, [0, 0, box.clientWidth, box.clientHeight], 0]];
+      for (const [index, rectangle, depth] of levels) {
+        const list = children[index].filter((child) => nodes[child][CHANGED] > 0);
+        const tiles = squarify(list.map((child) => nodes[child][CHANGED]), ...rectangle);
+        list.forEach((child, position) => {
+          const [x, y, width, height] = tiles[position];
+          if (width * height < 10 || box.childElementCount >= 1500) return;
+          const open = isDirectory(child) && depth < 8 && width > 48 && height > 44;
+          tile(child, tiles[position], open);
+          if (open) levels.push([child, [x + 3, y + 19, width - 7, height - 23], depth + 1]);
+        });
+      }
     }
 
     function draw() {
       const focused = box.contains(document.activeElement);
       box.replaceChildren();
-      lay(here, [0, 0, box.clientWidth, box.clientHeight], 0);
+      lay(here);
       const first = box.firstElementChild;
       if (first) { first.tabIndex = 0; if (focused) first.focus(); }
       box.dataset.empty = first ? "" : "yes";

@@ -25,6 +25,7 @@ from .words import (
     partition_name,
     shortened,
     source_name,
+    told_shares,
 )
 
 PARTITIONS = 256
@@ -115,7 +116,7 @@ def _where(found: Attribution) -> str:
 
 
 def _partitions(found: Attribution) -> str:
-    shares = found.by_partition
+    shares = told_shares(found)
     by_worth = sorted(range(len(shares)), key=lambda at: -shares[at].changed_bytes)
     shown = sorted(by_worth[:PARTITIONS])
     rows = []
@@ -151,22 +152,30 @@ def _partitions(found: Attribution) -> str:
 
 
 def _kinds(found: Attribution) -> str:
+    zeroed = any(found.zeroed.values())
     rows = [
         row(
             f'<th scope="row"><span class="chip small k-{kind.name.lower()}" aria-hidden="true">'
             f"</span> {KIND_NAMES[kind]}</th>",
             size_cell(count),
+            *([size_cell(found.zeroed.get(kind, 0))] if zeroed else []),
             f'<td class="n" data-value="{count}">{share_of(count, found.changed_bytes)}</td>',
         )
         for kind, count in inner_space(found)
     ]
     return table(
         "Changed bytes by what NEW uses the space for",
-        (("Kind", ""), ("Changed", "n"), ("Share", "n")),
+        (
+            ("Kind", ""),
+            ("Changed", "n"),
+            *([("Zeroed", "n")] if zeroed else []),
+            ("Share", "n"),
+        ),
         rows,
         row(
             '<th scope="row">All</th>',
             size_cell(found.changed_bytes),
+            *([size_cell(sum(found.zeroed.values()))] if zeroed else []),
             f'<td class="n">{share_of(found.changed_bytes, found.changed_bytes)}</td>',
         ),
     )

@@ -5,7 +5,7 @@ Whatever comes from an image is made printable here; for HTML it has to be escap
 
 from __future__ import annotations
 
-from ..attribution import Advice, Attribution, FileChange, SourceFacts
+from ..attribution import Advice, Attribution, FileChange, PartitionShare, SourceFacts
 from ..disk.kinds import Partition, SpaceKind, VolumeState
 from ..errors import printable
 from ..units import readable
@@ -82,6 +82,16 @@ def shortened(text: str, longest: int | None = _LONGEST) -> str:
         return text
     head = longest // 3
     return f"{text[:head]}…{text[len(text) - (longest - head - 1) :]}"
+
+
+def told_shares(attribution: Attribution) -> list[PartitionShare]:
+    """Return the shares that tell something: a disk that is one file system has no outside."""
+    whole = any(not each.number and not each.gone for each in attribution.partitions)
+    return [
+        share
+        for share in attribution.by_partition
+        if share.partition is not None or share.changed_bytes or not whole
+    ]
 
 
 def percent(part: int, whole: int) -> str:

@@ -197,11 +197,18 @@ def _attribution(
         }
         by_kind = {kind: count for kind, count in kinds.items() if count}
         whose = partitions[index] if index >= 0 else None
-        shares.append(PartitionShare(whose, sum(by_kind.values()), by_kind, {}))
-    by_kind = {}
-    for share in shares:
-        for kind, count in share.by_kind.items():
-            by_kind[kind] = by_kind.get(kind, 0) + count
+        gone = grid.changed[ChangeKind.ZEROED - 1]
+        zeroed = {kind: int(gone[inside & (grid.space == kind)].sum()) for kind in by_kind}
+        zeroed = {kind: count for kind, count in zeroed.items() if count}
+        shares.append(PartitionShare(whose, sum(by_kind.values()), by_kind, zeroed, {}))
+    by_kind, zeroed = (
+        {
+            kind: sum(getattr(share, of).get(kind, 0) for share in shares)
+            for kind in SpaceKind
+            if any(kind in getattr(share, of) for share in shares)
+        }
+        for of in ("by_kind", "zeroed")
+    )
     free = by_kind.get(SpaceKind.FREE, 0)
     advice = (
         Advice("free-space", free, (free, " of the change is free space that nobody needs"),
@@ -221,6 +228,7 @@ def _attribution(
         granularity=GRANULE,
         changed_bytes=int(total.sum()),
         by_kind=by_kind,
+        zeroed=zeroed,
         partitions=partitions,
         by_partition=tuple(shares),
         files=files,

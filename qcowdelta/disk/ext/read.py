@@ -95,9 +95,7 @@ class _Notes:
         self.add(shape.blocks * shape.block_size > volume.length, "it is larger than its partition")
         self.add(mapping.damaged, "block maps of some files are damaged")
         self.add(names.damaged, "some directories are damaged")
-        self.add(
-            not (mapping.complete and names.complete), "it has more files than are read"
-        )
+        self.add(not (mapping.complete and names.complete), "it has more files than are read")
         unknown = shape.superblock.feature_ro_compat & ~KNOWN_READ_ONLY
         self.add(unknown, f"it has a feature that is not known here ({unknown:#x})")
         if shape.has(Incompatible.ENCRYPT):
@@ -211,9 +209,7 @@ def _directory_blocks(
     runs = runs[directory & ~runs["unwritten"]]
     size = -(-inodes.size[runs["row"]] // shape.block_size)
     count = np.clip(size - runs["logical"], 0, runs["count"])
-    rows, _ = apart(
-        spaces(runs["block"], count, SpaceKind.DIRECTORY, runs["row"]), shape.blocks
-    )
+    rows, _ = apart(spaces(runs["block"], count, SpaceKind.DIRECTORY, runs["row"]), shape.blocks)
     which, block = spread(rows["start"], rows["length"])
     return rows["owner"][which].astype(np.int64), block
 
