@@ -36,9 +36,7 @@ class CellSums:
         self._owner = np.full(self.count, NOBODY, np.int64)
         self._open: tuple[Offsets, Offsets] = (np.empty(0, np.int64), np.empty(0, np.int64))
 
-    def add(
-        self, kind: npt.NDArray[np.uint8], row: Index, start: Offsets, length: Offsets
-    ) -> None:
+    def add(self, kind: npt.NDArray[np.uint8], row: Index, start: Offsets, length: Offsets) -> None:
         """Take pieces of changes: their kind of change, the record each lies in, and where."""
         for at in range(0, start.size, _AT_ONCE):
             some = slice(at, at + _AT_ONCE)

@@ -258,9 +258,7 @@ def _exfat_free(volume: Volume, shape: _Shape, told: Told) -> list[Spaces]:
     """Return what the bitmap says is free; The Sleuth Kit shows it as a file."""
     root = int(told.facts["root"])
     inodes = {i for p, i, name in told.names if p == root and name == "$ALLOC_BITMAP"}
-    attributes = [
-        a for a in hear(told, lambda _: True).attributes if a.inode in inodes
-    ][:1]
+    attributes = [a for a in hear(told, lambda _: True).attributes if a.inode in inodes][:1]
     found: list[Spaces] = []
     first = 0
     for one in attributes:

@@ -170,9 +170,7 @@ def _read_mbr(disk: Volume) -> PartitionTable:
 
 def _mbr_partition(number: int, entry: Any, base: int) -> Partition:
     kind = MBR_TYPES.get(entry.type, f"type {entry.type:#04x}")
-    return Partition(
-        number, (base + entry.first) * SECTOR, entry.count * SECTOR, "mbr", type=kind
-    )
+    return Partition(number, (base + entry.first) * SECTOR, entry.count * SECTOR, "mbr", type=kind)
 
 
 def _read_logical(disk: Volume, base: int, table: PartitionTable) -> None:
@@ -245,9 +243,7 @@ def _table_of(disk: Volume, header: Any, data: bytes, sector: int) -> PartitionT
     return table
 
 
-def _gpt_places(
-    disk: Volume, header: Any, length: int, sector: int
-) -> Iterator[tuple[int, int]]:
+def _gpt_places(disk: Volume, header: Any, length: int, sector: int) -> Iterator[tuple[int, int]]:
     """Yield where both copies of the header and of the entries are."""
     yield header.entries_lba * sector, length
     for lba in (header.my_lba, header.alternate_lba):

@@ -96,9 +96,7 @@ def free_space(volume: Volume, shape: Geometry, groups: Groups) -> tuple[Spaces,
     last = ceil_div(shape.blocks - int(shape.group_start(shape.groups - 1)), shape.ratio)
     found: list[Spaces] = []
     agreed = True
-    for some, data in _bitmaps(
-        volume, shape, groups.block_bitmap, ~groups.block_uninit, per_group
-    ):
+    for some, data in _bitmaps(volume, shape, groups.block_bitmap, ~groups.block_uninit, per_group):
         in_use = np.unpackbits(data, axis=1, bitorder="little")[:, :per_group]
         if some[-1] == shape.groups - 1:
             in_use[-1, last:] = 1

@@ -95,9 +95,7 @@ class _Notes:
         self.add(shape.blocks * shape.block_size > volume.length, "it is larger than its partition")
         self.add(mapping.damaged, "block maps of some files are damaged")
         self.add(names.damaged, "some directories are damaged")
-        self.add(
-            not (mapping.complete and names.complete), "it has more files than are read"
-        )
+        self.add(not (mapping.complete and names.complete), "it has more files than are read")
         unknown = shape.superblock.feature_ro_compat & ~KNOWN_READ_ONLY
         self.add(unknown, f"it has a feature that is not known here ({unknown:#x})")
         if shape.has(Incompatible.ENCRYPT):
@@ -198,9 +196,10 @@ def _kinds(parts: _Parts) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]
 def _special(parts: _Parts) -> Mask:
     number, sb = parts.inodes.number, parts.shape.superblock
     first = sb.first_ino if sb.rev_level else 11
-    special = (number < first) & (number != SpecialInode.ROOT)
+    special: Mask = (number < first) & (number != SpecialInode.ROOT)
     named = (sb.usr_quota_inum, sb.grp_quota_inum, sb.prj_quota_inum, sb.orphan_file_inum)
-    return special | np.isin(number, [n for n in named if n])
+    special |= np.isin(number, [n for n in named if n])
+    return special
 
 
 def _directory_blocks(
@@ -211,9 +210,7 @@ def _directory_blocks(
     runs = runs[directory & ~runs["unwritten"]]
     size = -(-inodes.size[runs["row"]] // shape.block_size)
     count = np.clip(size - runs["logical"], 0, runs["count"])
-    rows, _ = apart(
-        spaces(runs["block"], count, SpaceKind.DIRECTORY, runs["row"]), shape.blocks
-    )
+    rows, _ = apart(spaces(runs["block"], count, SpaceKind.DIRECTORY, runs["row"]), shape.blocks)
     which, block = spread(rows["start"], rows["length"])
     return rows["owner"][which].astype(np.int64), block
 
