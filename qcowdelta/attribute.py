@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from .advice import advise
 from .attribution import Attribution, PartitionShare, SourceFacts
@@ -39,8 +38,9 @@ def attribute(
         delta: what changed from OLD to NEW. The finer its granularity, the less of what it
             counts as changed is not: files that only share a granule with a change have a part
             of it.
-        old, new: the two images; without NEW, a patch alone say, nothing can be attributed, and
-            the notes say so.
+        old: the base, where it is at hand.
+        new: the target; without it, with a patch alone say, nothing can be attributed, and the
+            notes say so.
         cells: into how many ranges the map divides the disk, at most.
         each: called with the changes of each window, in order.
         progress: called after each window.
@@ -94,8 +94,9 @@ class Attributor:
     def _whole_granule(self, start: Offsets, length: Offsets) -> Mask:
         """Tell which pieces have a whole granule in them: something of theirs surely differs."""
         size, stop = self._granularity, start + length
-        result: Mask = -(-start // size) * size + size <= stop
-        return result | ((start % size == 0) & (stop == self._map.size))
+        whole: Mask = -(-start // size) * size + size <= stop
+        whole |= (start % size == 0) & (stop == self._map.size)
+        return whole
 
     def finish(self) -> Attribution:
         """Return whose the changes are.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,9 @@ from .attribution import FileChange, FileStatus, FileType
 from .disk.compare import Matching, match, unmatched
 from .disk.contents import Contents
 from .disk.diskmap import DiskMap, read_disk
-from .disk.files import FileTable, Type
+from .disk.files import FileTable
 from .disk.kinds import Partition
-from .disk.space import NOBODY, Index, Spaces, cut
+from .disk.space import NOBODY, Spaces, cut
 from .disk.volume import Volume
 from .extents import Mask, Offsets
 from .image import Image
@@ -163,8 +163,6 @@ class FileComparison:
 
     def _add_gone(self, other: Partition, before: DiskMap, theirs: int, freed: Offsets) -> None:
         """Take all files of a partition that only OLD has."""
-        from dataclasses import replace
-
         number = len(self._disk.partitions) + len(self.gone)
         self.gone.append(replace(other, gone=True))
         held = before.contents[theirs]
@@ -251,7 +249,8 @@ def freed_bytes(old: Spaces, new: Spaces, kept: Offsets) -> Offsets:
     """Return for each owner of OLD how many of its bytes are not its own in NEW.
 
     Args:
-        old, new: records that tile each disk.
+        old: records that tile OLD.
+        new: records that tile NEW.
         kept: the owner in NEW that each of OLD is; NOBODY for none.
     """
     sums = np.zeros(kept.size, np.int64)

@@ -18,8 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qcowdelta"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # What needs nothing of ours.
-    ("errors", "journal", "threads", "units", "version"),
-    ("disk.kinds",),
+    ("disk.kinds", "disk.tsk_worker", "errors", "journal", "threads", "units", "version"),
     ("declare", "extents"),
     ("hostfile",),
     # Formats of disk images.
@@ -36,8 +35,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("hashtree", "pieces"),
     ("identity", "payloads"),
     ("diff",),
-    # Whose the changes are.
+    # What a disk's content means, and whose the changes are.
+    ("disk.records", "disk.space", "disk.volume"),
+    ("disk.files", "disk.partitions", "disk.probe"),
+    ("disk.compare", "disk.contents"),
+    ("disk.ext.layout", "disk.tsk"),
+    ("disk.ext.groups", "disk.told"),
+    ("disk.ext.allocation", "disk.ext.inodes", "disk.ntfs"),
+    ("disk.ext.directories", "disk.ext.mapping", "disk.fat"),
+    ("disk.ext.read",),
+    ("disk.diskmap",),
     ("attribution",),
+    ("advice", "cells", "filechanges"),
+    ("attribute",),
     # What takes a delta or an image.
     ("base", "naming", "output"),
     ("choosing", "copying", "resumable"),
@@ -74,7 +84,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}
-NAMESPACES = {"", "disk", "patch", "qcow2", "report"}
+NAMESPACES = {"", "disk", "disk.ext", "patch", "qcow2", "report"}
 """Packages whose own ``__init__`` holds nothing that another module may use."""
 
 FOR_PEOPLE = {"argparse", "click", "curses", "getpass", "logging", "rich", "rich_click"}

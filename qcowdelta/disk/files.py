@@ -176,7 +176,7 @@ def reachable(
 
 
 def gather(source: npt.NDArray[np.uint8], start: Any, length: Any) -> tuple[bytes, Any]:
-    """Copy byte strings out of a buffer, one behind the other; return them and where each begins."""
+    """Copy byte strings out of a buffer to one buffer; return it, and where in it each begins."""
     _, index = spread(start, length)
     return source[index].tobytes(), np.cumsum(length) - length
 

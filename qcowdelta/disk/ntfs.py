@@ -110,7 +110,8 @@ def zero_bits(data: Any, first: int, unit: int, base: int = 0) -> Spaces:
     Args:
         data: bytes.
         first: the number of the first bit.
-        unit, base: how many bytes a bit stands for, and where bit 0 begins.
+        unit: how many bytes a bit stands for.
+        base: where what bit 0 stands for begins.
     """
     bits = np.unpackbits(data, bitorder="little")
     edges = np.diff(np.concatenate([[1], bits, [1]]).astype(np.int8))

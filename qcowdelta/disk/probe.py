@@ -119,11 +119,8 @@ def _ext(head: bytes) -> Probe | None:
     if incompatible & 0x8:
         return Probe("ext journal", label, identity)
     # What mke2fs calls them: ext4 has features that ext3 cannot have, ext3 a journal.
-    if incompatible & ~0x16 or read_only & ~0x7:
-        name = "ext4"
-    else:
-        name = "ext3" if compatible & 0x4 else "ext2"
-    return Probe(name, label, identity)
+    older = "ext3" if compatible & 0x4 else "ext2"
+    return Probe("ext4" if incompatible & ~0x16 or read_only & ~0x7 else older, label, identity)
 
 
 def _ntfs(head: bytes) -> Probe | None:

@@ -154,7 +154,8 @@ def claims(
         heard: the files.
         kind_of: what an attribute's clusters are, by the file's inode, its type, and the
             attribute's; and whether they are the file's own.
-        unit, base: the size of a cluster, and where the first one begins.
+        unit: the size of a cluster.
+        base: where the first one begins.
     """
     rows = []
     for one in heard.attributes:

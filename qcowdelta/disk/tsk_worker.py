@@ -4,10 +4,10 @@ The Sleuth Kit is C, and what it reads comes from strangers, so it runs in a pro
 that has no file open but a socket, and limits on time and memory. It asks for the volume's bytes
 over the socket, and tells there what it finds.
 
-Started as ``python tsk_worker.py SOCKET TYPE LENGTH SECONDS BYTES FOLDER``,
-the last being where pytsk3 is. A message is a letter, a
-length, and that many bytes: ``R`` asks for bytes at an offset, and as many raw bytes are the answer;
-``F`` has files, ``D`` ends, ``E`` says why it cannot, each in JSON. Names are bytes, as Latin-1.
+Started as ``python tsk_worker.py SOCKET TYPE LENGTH SECONDS BYTES FOLDER``, the last being where
+pytsk3 is. A message is a letter, a length, and that many bytes: ``R`` asks for bytes at an offset,
+and as many raw bytes are the answer; ``F`` has files, ``D`` ends, ``E`` says why it cannot, each in
+JSON, with names as Latin-1.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def main() -> None:
         known = facts(system, ntfs)
         Walk(connection, system, ntfs).run()
         connection.send(b"D", json.dumps(known).encode())
-    except Exception as error:  # noqa: BLE001 # whatever it is goes into a note
+    except Exception as error:  # whatever it is goes into a note
         connection.send(b"E", json.dumps(str(error)[:500]).encode())
 
 

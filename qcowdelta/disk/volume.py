@@ -56,9 +56,12 @@ class Volume:
         out = np.zeros((offsets.size, length), np.uint8)
         inside = (offsets >= 0) & (offsets <= self.length - length)
         if inside.any():
-            begins = self.start + offsets[inside]
-            data = self._reader.read(begins, np.full(begins.size, length, np.int64))
-            out[inside] = np.frombuffer(data, np.uint8).reshape(-1, length)
+            rows = np.flatnonzero(inside)
+            rows = rows[np.argsort(offsets[rows], kind="stable")]
+            data = self._reader.read(
+                self.start + offsets[rows], np.full(rows.size, length, np.int64)
+            )
+            out[rows] = np.frombuffer(data, np.uint8).reshape(-1, length)
         for row in np.flatnonzero(~inside & (offsets >= 0) & (offsets < self.length)).tolist():
             out[row] = np.frombuffer(self.read(int(offsets[row]), length), np.uint8)
         return out

@@ -48,7 +48,9 @@ def read_directories(
     """Read directories.
 
     Args:
-        volume, shape, inodes: the file system.
+        volume: what the file system is in.
+        shape: its shape.
+        inodes: its inodes.
         row: the row of the directory that each block belongs to.
         block: the blocks, each once.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -68,11 +68,13 @@ class Inodes:
         link = (kind == 10) & (self.size < _INLINE_SYMLINK) & ~self.flag(InodeFlag.EXTENTS)
         special = self.number < 11  # the journal and its like may have any mode
         real = (kind == 8) | (kind == 4) | (kind == 10) | special
-        return real & ~link & ~self.flag(InodeFlag.INLINE_DATA)
+        mapped: Mask = real & ~link & ~self.flag(InodeFlag.INLINE_DATA)
+        return mapped
 
     def flag(self, bit: InodeFlag) -> Mask:
         """Tell which have a flag."""
-        return (self.flags & np.uint32(bit)) != 0
+        has: Mask = (self.flags & np.uint32(bit)) != 0
+        return has
 
     def row_of(self, number: Offsets) -> Offsets:
         """Return the rows of inodes by their numbers; -1 for those that are not in use."""
@@ -102,13 +104,10 @@ def read_inodes(volume: Volume, shape: Geometry, groups: Groups, number: Offsets
         rows += parts[-1].number.size
     if len(parts) == 1:
         return parts[0]
-    return Inodes(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in list(Inodes.__dataclass_fields__)[:-1]
-        ),
-        raw={row: data for part in parts for row, data in part.raw.items()},
-    )
+    columns = [f.name for f in fields(Inodes) if f.name != "raw"]
+    whole = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
+    raw = {row: data for part in parts for row, data in part.raw.items()}
+    return Inodes(**whole, raw=raw)
 
 
 def _read_some(
@@ -148,7 +147,8 @@ def _read_tables(
     tables = volume.read_many(wanted * shape.block_size, shape.block_size)
     per_block = shape.block_size // shape.inode_size
     inodes = tables.reshape(-1, shape.inode_size)
-    return inodes[which * per_block + within // shape.inode_size]
+    found: npt.NDArray[np.uint8] = inodes[which * per_block + within // shape.inode_size]
+    return found
 
 
 def _extra(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:

@@ -196,9 +196,10 @@ def _kinds(parts: _Parts) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]
 def _special(parts: _Parts) -> Mask:
     number, sb = parts.inodes.number, parts.shape.superblock
     first = sb.first_ino if sb.rev_level else 11
-    special = (number < first) & (number != SpecialInode.ROOT)
+    special: Mask = (number < first) & (number != SpecialInode.ROOT)
     named = (sb.usr_quota_inum, sb.grp_quota_inum, sb.prj_quota_inum, sb.orphan_file_inum)
-    return special | np.isin(number, [n for n in named if n])
+    special |= np.isin(number, [n for n in named if n])
+    return special
 
 
 def _directory_blocks(
