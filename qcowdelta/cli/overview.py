@@ -120,7 +120,7 @@ class Page:
         if len(shown) < len(lines):
             last = shown[-1]
             last.truncate(max(0, self.width - 3))
-            last.append("...")
+            last.append("..." if self.ascii else "…")
         for text in shown:
             text.rstrip()
             self.out.print(text, soft_wrap=True)
@@ -162,9 +162,8 @@ def print_summary(page: Page, found: Attribution, inspection: Inspection, patch:
         print_extents(page, inspection.longest[: room.files], "longest extents")
     _advice(page, found, room.advice)
     if page.out.is_terminal:
-        page.line(
-            ("--tree: by directory; --full: all of it; --html FILE: to look around in", "dim")
-        )
+        hint = "--tree: by directory; --full: all of it; --html FILE: to look around in"
+        page.wrapped((hint, "dim"))
 
 
 def print_full(page: Page, found: Attribution, inspection: Inspection, patch: Any) -> None:
@@ -200,7 +199,8 @@ def print_tree(page: Page, found: Attribution, inspection: Inspection, *, full: 
     children: dict[int, list[int]] = {}
     for index, branch in enumerate(tree):
         children.setdefault(branch.parent, []).append(index)
-    page.line(("  changed      freed   files", "bold"))
+    freed = "" if page.width < _NARROW else "freed"
+    page.line((f"{'changed':>{_SIZE}}{freed and f'{freed:>{_SIZE + 2}}'}{'files':>8}", "bold"))
     stack = [(0, 0)]
     while stack:
         index, depth = stack.pop()
@@ -219,10 +219,11 @@ def print_extents(page: Page, extents: Iterable[Any], title: str) -> None:
     page.head(title)
     for extent in extents:
         name = extent.kind.name.lower()
+        exact = f"  {extent.length}" if page.width >= _NARROW else ""
         page.line(
             f"{extent.start:#14x}  {readable(extent.length):>{_SIZE}}  ",
             (name, COLOURS[name]),
-            f"  {extent.length}",
+            exact,
         )
 
 
@@ -474,14 +475,12 @@ def _branch(page: Page, branch: Branch, name: str, depth: int, root: Branch) -> 
     freed = f"-{readable(branch.freed_bytes)}" if branch.freed_bytes else ""
     name += "/" if depth else ""
     bar = page.bar(branch.changed_bytes, root.changed_bytes, 10)
-    room = max(12, page.width - _SIZE - 32)
-    page.line(
-        (f"{readable(branch.changed_bytes):>{_SIZE}}", "bold"),
-        (f"{freed:>{_SIZE + 2}}", "dim"),
-        f"{branch.count:>8,}  ",
-        (f"{bar:<10} ", COLOURS["added"]),
-        page.fit(indent + name, room),
-    )
+    figures = _SIZE if page.width < _NARROW else 2 * _SIZE + 2
+    parts: list[str | tuple[str, str]] = [(f"{readable(branch.changed_bytes):>{_SIZE}}", "bold")]
+    if page.width >= _NARROW:
+        parts.append((f"{freed:>{_SIZE + 2}}", "dim"))
+    parts += [f"{branch.count:>8,}  ", (f"{bar:<10} ", COLOURS["added"])]
+    page.line(*parts, page.fit(indent + name, max(8, page.width - figures - 21)))
 
 
 def _share(count: int, whole: int) -> str:

@@ -205,10 +205,18 @@
     }
   }
 
+  /** Where a cell is: in the largest unit that says it exactly. */
+  function range(cell) {
+    const units = ["B", "KiB", "MiB", "GiB"];
+    let unit = 0, scale = 1;
+    while (unit < units.length - 1 && cells.size % (scale * 1024) === 0) { unit += 1; scale *= 1024; }
+    return `${count(start(cell) / scale)} – ${count(stop(cell) / scale)} ${units[unit]} of the disk`;
+  }
+
   function cellLines(cell) {
     const partition = cells.partition[cell] < 0 ? null : data.partitions[cells.partition[cell]];
     const lines = [
-      `${size(start(cell))} – ${size(stop(cell))} of the disk`,
+      range(cell),
       partition ? partition.title : "outside any partition",
     ];
     const bytes = changed(cell);
@@ -270,8 +278,11 @@
     }
 
     function fit() {
-      const width = canvas.clientWidth || 300, scale = devicePixelRatio || 1;
+      // A disk of few cells does not get cells as large as a hand.
+      const width = Math.min(canvas.parentElement.clientWidth || 300, cells.columns * 40);
+      const scale = devicePixelRatio || 1;
       unit = width / cells.columns;
+      canvas.style.width = `${width}px`;
       const height = Math.round(unit * cells.rows);
       canvas.style.height = `${height}px`;
       canvas.width = Math.round(width * scale);
