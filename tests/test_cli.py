@@ -155,7 +155,7 @@ def test_diff_json(pair: Pair, tmp_path: Path) -> None:
     assert {name: found[name] for name in expected} == expected
     decided = found["decided"]
     assert set(decided) == {
-        "shared_layer", "zero", "equal_payload", "shared_extent", "told", "read",
+        "shared_layer", "zero", "equal_payload", "shared_extent", "told", "not_dirty", "read",
     }  # fmt: skip
     assert sum(decided.values()) == SIZE
     assert {"old", "new", "bytes_read_old", "bytes_read_new", "seconds"} <= set(found)

@@ -203,7 +203,8 @@ def test_whatever_names_there_are_the_document_is_valid() -> None:
     made_up = made(files=300, names=HOSTILE_NAMES)
     found, inspection = made_up.attribution, made_up.inspection
     lists = {key: list(rows) for key, rows in document.lists(found, directories=True).items()}
-    text = json.dumps({**document.head(found, inspection), **lists, "extents": []})
+    opened: dict[str, Any] = {"opened": {"old": [], "new": []}, "extents": []}
+    text = json.dumps({**document.head(found, inspection), **lists, **opened})
     whole = valid(json.loads(text))
     names = {
         base64.b64decode(file["path_base64"]) if "path_base64" in file else file["path"].encode()

@@ -27,6 +27,7 @@ _SHOWN = 10
 @click.argument("old", type=opt.FILE, metavar="OLD|OVERLAY|PATCH")
 @click.argument("new", type=opt.FILE, metavar="[NEW|PATCH]", required=False)
 @opt.formats
+@opt.bitmap
 @click.option("--cluster-size", type=opt.Size(), help="What to count in; default: OLD's.")
 @click.option("--tree", is_flag=True, help="Show the directories in which files changed.")
 @click.option("--full", is_flag=True, help="Show all of it: every file, every partition.")
@@ -84,6 +85,7 @@ class _Found:
     inspection: Inspection
     attribution: Attribution
     patch: dict[str, Any] | None
+    opened: dict[str, Any]
     extents: list[Extent] = field(default_factory=list)
 
 
@@ -93,7 +95,6 @@ def _source(
     """Open what is inspected."""
     from ..diff import ImageDelta
     from ..errors import OptionError
-    from ..image import open_image
     from ..patch.describe import PatchChanges, describe_patch
     from ..patch.open import open_patched
 
@@ -101,19 +102,23 @@ def _source(
     patch = _patch(stack, old if new is None else new)
     if patch is None:
         first, second = _open(stack, old, new, options)
+    elif options["bitmap"] or options["trust_bitmap"]:
+        raise OptionError("--bitmap names a bitmap of NEW, and a patch has none")
     elif new is None:
         if options["cluster_size"] or options["old_format"] or options["old_snapshot"]:
             raise OptionError("a patch alone is told in its own blocks; name OLD before it")
         return _Source(PatchChanges(patch), None, None, describe_patch(patch.file), files)
     else:
-        how = opt.policy(options["allow_path"], options["force_share"])
-        first = stack.enter_context(
-            open_image(
-                old, format=options["old_format"], snapshot=options["old_snapshot"], policy=how
-            )
-        )
+        first = stack.enter_context(opt.open_side(old, options, "old"))
         second = stack.enter_context(open_patched(patch, first))
-    delta = ImageDelta(first, second, granularity=_granularity(first, second, options))
+    dirty = opt.open_bitmap(first, second, options) if patch is None else None
+    delta = ImageDelta(
+        first,
+        second,
+        granularity=_granularity(first, second, options),
+        dirty=dirty,
+        trust=options["trust_bitmap"],
+    )
     described = None if patch is None else describe_patch(patch.file)
     return _Source(delta, first, second, described, files)
 
@@ -136,7 +141,7 @@ def _open(
     stack: contextlib.ExitStack, old: Path, new: Path | None, options: dict[str, Any]
 ) -> tuple[Image, Image]:
     from ..errors import OptionError, printable
-    from ..image import Image, open_image
+    from ..image import Image
 
     if new is not None:
         pair = opt.open_pair(old, new, options)
@@ -145,12 +150,12 @@ def _open(
         return pair
     if options["new_format"] or options["new_snapshot"]:
         raise OptionError("--new-format and --new-snapshot need a second image, NEW")
-    how = opt.policy(options["allow_path"], options["force_share"])
-    image = stack.enter_context(
-        open_image(old, format=options["old_format"], snapshot=options["old_snapshot"], policy=how)
-    )
+    image = stack.enter_context(opt.open_side(old, options, "old"))
     if len(image.layers) < 2:
-        raise OptionError(f"{printable(old)} has no backing file; name a second image")
+        raise OptionError(
+            f"{printable(old)} has no backing file, or QEMU reads it as one with "
+            "that; name a second image"
+        )
     return Image(image.layers[1:]), image
 
 
@@ -202,7 +207,8 @@ def _go_through(source: _Source, options: dict[str, Any]) -> _Found:
     with progress(opt.wants_progress(options["progress"], quiet), "Comparing") as show:
         watched = WatchedDelta(source.delta, cells=MOST, longest=_SHOWN, each=each, progress=show)
         attribution = _attributed(source, watched, options)
-    return _Found(watched.inspection(), attribution, source.patch, extents)
+    opened = {"old": opt.described(source.old), "new": opt.described(source.new)}
+    return _Found(watched.inspection(), attribution, source.patch, opened, extents)
 
 
 def _attributed(source: _Source, watched: WatchedDelta, options: dict[str, Any]) -> Attribution:
@@ -243,9 +249,9 @@ def _print_json(found: _Found, options: dict[str, Any]) -> None:
     from ..report import document
     from .show import print_document, print_line
 
-    one, whole, more = found.inspection, found.attribution, {}
+    one, whole, more = found.inspection, found.attribution, {"opened": found.opened}
     if found.patch is not None:
-        more = {"patch": found.patch}
+        more["patch"] = found.patch
     if options["json_lines"]:
         for record in document.lines(whole, one, directories=options["tree"]):
             print_line({**record, **more} if record["record"] == "summary" else record)

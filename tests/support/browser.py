@@ -142,7 +142,12 @@ class Browser:
         self, selector: str, x: float, y: float, *, drag: tuple[int, int] | None = None
     ) -> None:
         """Move the mouse to a place in an element (0 to 1 each way), and drag from there."""
-        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", selector)
+        # Whatever answers to scrolling has done so two frames later.
+        self.run(
+            "document.querySelector(arguments[0]).scrollIntoView({block: 'center'});"
+            "const frame = () => new Promise(requestAnimationFrame); return frame().then(frame)",
+            selector,
+        )
         box = self.box(selector)
         at = {"x": round(box[0] + box[2] * x), "y": round(box[1] + box[3] * y)}
         move = {"type": "pointerMove", "duration": 0, "origin": "viewport"}
