@@ -253,7 +253,7 @@ def _storage(found: Attribution) -> Iterator[Advice]:
     old, new = found.sources
     if old is None or new is None:
         return
-    compressed = [s.compressed_bytes > s.data_bytes for s in (old, new)]
+    compressed = [4 * s.compressed_bytes > s.compressed_bytes + s.data_bytes for s in (old, new)]
     if compressed[0] != compressed[1]:
         names = ("OLD", "NEW") if compressed[0] else ("NEW", "OLD")
         yield Advice(

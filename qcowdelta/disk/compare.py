@@ -345,10 +345,12 @@ def _look_at_content(
     """Tell which files with the same path have the same content elsewhere on the disk."""
     ours = np.flatnonzero((found.old >= 0) & ~found.moved)
     theirs = found.old[ours]
+    entries = _entry_hashes(new)[ours] == _entry_hashes(old)[theirs]
     same_map = _map_hashes(new)[ours] == _map_hashes(old)[theirs]
     differs = (new.size[ours] != old.size[theirs]) & (new.type[ours] != Type.DIRECTORY)
     differs |= new.type[ours] != old.type[theirs]
     differs |= new.inline[ours] != old.inline[theirs]
+    differs |= ~entries
     found.differs[ours] = differs
     open_ = ~differs & ~same_map & (new.type[ours] == Type.FILE)
     open_ &= ~new.opaque[ours] & ~old.opaque[theirs]
@@ -363,6 +365,15 @@ def _look_at_content(
     same = np.array([a == b for a, b in pairs], bool)
     found.laid[ours[same]] = True
     found.differs[ours[~same]] = True
+
+
+def _entry_hashes(table: FileTable) -> Hashes:
+    """Return a hash of the names in each directory, and of what they lead to."""
+    names = table.names
+    child = table.inode[names["file"]].astype(np.uint64)
+    out = np.zeros(table.count, np.uint64)
+    np.add.at(out, names["parent"], _mix(_name_hashes(table) ^ _mix(child)))
+    return out
 
 
 def _map_hashes(table: FileTable) -> Hashes:

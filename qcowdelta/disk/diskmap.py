@@ -112,7 +112,12 @@ def read_volume(volume: Volume, found: Probe | None) -> Contents:
     try:
         return reader(volume)
     except UnreadableError as error:
-        return one_kind(volume.length, SpaceKind.NOT_READ, str(error))
+        note = str(error)
+    except (ArithmeticError, LookupError, ValueError, MemoryError):
+        # The readers check what they use. Should they have missed something, it is one file
+        # system that is not read, and not the end of everything.
+        note = "it is damaged in a way that was not foreseen"
+    return one_kind(volume.length, SpaceKind.NOT_READ, note)
 
 
 def _described(part: Partition, found: Probe | None, held: Contents) -> Partition:

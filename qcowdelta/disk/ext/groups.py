@@ -96,7 +96,7 @@ def read_geometry(volume: Volume) -> Geometry:
     if sb.magic != layout.MAGIC:
         raise UnreadableError("its superblock is damaged")
     incompatible = sb.feature_incompat if sb.rev_level else 0
-    unknown = incompatible & ~layout.UNDERSTOOD
+    unknown = incompatible & ~int(layout.UNDERSTOOD)
     if unknown:
         raise UnreadableError(f"it has a feature that is not known here ({unknown:#x})")
     if sb.log_block_size > _MAX_LOG_BLOCK or sb.creator_os not in (0, 1, 2, 3, 4):

@@ -96,9 +96,9 @@ class _Notes:
         self.add(mapping.damaged, "block maps of some files are damaged")
         self.add(names.damaged, "some directories are damaged")
         self.add(not (mapping.complete and names.complete), "it has more files than are read")
-        unknown = shape.superblock.feature_ro_compat & ~KNOWN_READ_ONLY
+        unknown = shape.superblock.feature_ro_compat & ~int(KNOWN_READ_ONLY)
         self.add(unknown, f"it has a feature that is not known here ({unknown:#x})")
-        if shape.has(Incompatible.ENCRYPT):
+        if parts.inodes.flag(InodeFlag.ENCRYPT).any():
             self.remarks.append("names in encrypted directories are shown as they are stored")
 
     def hold_inodes(self, parts: _Parts) -> None:
