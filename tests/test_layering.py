@@ -18,7 +18,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qcowdelta"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # What needs nothing of ours.
-    ("errors", "journal", "qemu.launch", "threads", "units", "version"),
+    (
+        "disk.kinds",
+        "disk.tsk_worker",
+        "errors",
+        "journal",
+        "qemu.launch",
+        "threads",
+        "units",
+        "version",
+    ),
     ("declare", "extents"),
     ("hostfile", "secret"),
     ("formats",),
@@ -45,6 +54,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("hashtree", "pieces"),
     ("identity", "payloads", "spotcheck"),
     ("diff",),
+    # What a disk's content means, and whose the changes are.
+    ("disk.records", "disk.space", "disk.volume"),
+    ("disk.files", "disk.partitions", "disk.probe"),
+    ("disk.compare", "disk.contents"),
+    ("disk.ext.layout", "disk.tsk"),
+    ("disk.ext.groups", "disk.told"),
+    ("disk.ext.allocation", "disk.ext.inodes", "disk.ntfs"),
+    ("disk.ext.directories", "disk.ext.mapping", "disk.fat"),
+    ("disk.ext.read",),
+    ("disk.diskmap",),
+    ("attribution",),
+    ("advice", "cells", "filechanges"),
+    ("attribute",),
     # What takes a delta or an image.
     ("base", "naming", "output"),
     ("choosing", "copying", "resumable"),
@@ -61,6 +83,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("patch.apply", "patch.combine", "patch.verify"),
     # What tells of any of these files.
     ("info",),
+    # What shows whose a delta is.
+    ("report.words",),
+    ("report.bare", "report.cells", "report.markup", "report.tree"),
+    ("report.document", "report.sections"),
+    ("report.page",),
     # A running VM.
     ("live.names", "live.scratch"),
     ("live.machine",),
@@ -71,7 +98,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("live.cleanup", "live.status"),
     # The command line.
     ("cli.memory", "cli.options", "cli.show"),
-    ("cli.info", "cli.sinks"),
+    ("cli.info", "cli.overview", "cli.sinks"),
     (
         "cli.apply",
         "cli.check",
@@ -85,7 +112,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}
-NAMESPACES = {"", "live", "patch", "qcow2", "qemu"}
+NAMESPACES = {"", "disk", "disk.ext", "live", "patch", "qcow2", "qemu", "report"}
 """Packages whose own ``__init__`` holds nothing that another module may use."""
 
 FOR_PEOPLE = {"argparse", "click", "curses", "getpass", "logging", "rich", "rich_click"}
