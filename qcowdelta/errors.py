@@ -20,6 +20,7 @@
     ├── LiveError               a running VM is not in the state that is needed
     ├── BaseMismatchError       a base is not the one the delta was made from
     ├── BitmapMismatchError     two images differ where a dirty bitmap marks nothing
+    ├── FreeSpaceError          what is free on a disk cannot be told
     ├── OutputError             the output cannot be put where it was asked for
     └── OptionError             options that do not make sense, alone or together
 
@@ -163,6 +164,10 @@ class BaseMismatchError(QcowDeltaError):
 
 class BitmapMismatchError(QcowDeltaError):
     """Two images differ where a dirty bitmap marks nothing: it began from another state."""
+
+
+class FreeSpaceError(QcowDeltaError):
+    """What is free on a disk cannot be told, or not be relied on."""
 
 
 class OutputError(QcowDeltaError):

@@ -6,6 +6,7 @@ import numpy as np
 
 from .extents import Extents, Kind, Offsets, coalesce, cut_at, inside, single
 from .image import Image
+from .layer import How
 
 
 class SplicedImage(Image):
@@ -23,6 +24,11 @@ class SplicedImage(Image):
     def __init__(self, image: Image, other: Image, ranges: Offsets) -> None:
         super().__init__([*image.layers, *other.layers])
         self._image, self._other, self._ranges = image, other, ranges
+
+    @property
+    def how(self) -> tuple[How, ...]:
+        """How each layer of the image is read, top first; the other's are its own business."""
+        return self._image.how
 
     def extents(self, start: int, stop: int) -> Extents:
         """Return what ``[start, stop)`` is; see :meth:`.Image.extents`."""

@@ -91,6 +91,16 @@ def _boot(pair: Pair, image: Path) -> str:
     return log.read_text(errors="replace")
 
 
+def test_overlay_without_free_space_boots_as_new(pair: Pair) -> None:
+    overlay = pair.folder / "dropped.qcow2"
+    done = hostile.cli("diff", pair.old, pair.new, "-o", overlay, "--drop-free", limit=60)
+    assert done.status == 0, done.stderr
+    assert not qemu.compare(overlay, pair.new, "qcow2", "qcow2"), "nothing was left out"
+    said = _boot(pair, overlay)
+    assert f"{NEW_MARKER} {pair.new_digest}" in said, said[-2000:]
+    assert qemu.check(overlay)["corruptions"] == 0
+
+
 def test_overlay_boots_as_new(pair: Pair) -> None:
     overlay = pair.folder / "overlay.qcow2"
     before = [hashlib.sha256(path.read_bytes()).digest() for path in (pair.old, pair.new)]

@@ -53,7 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("delta", "dirty"),
     ("hashtree", "pieces"),
     ("identity", "payloads", "spotcheck"),
-    ("diff",),
+    ("diff", "spliced"),
     # What a disk's content means, and whose the changes are.
     ("disk.records", "disk.space", "disk.volume"),
     ("disk.files", "disk.partitions", "disk.probe"),
@@ -64,7 +64,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("disk.ext.directories", "disk.ext.mapping", "disk.fat"),
     ("disk.ext.read",),
     ("disk.diskmap",),
-    ("attribution",),
+    ("attribution", "dropfree"),
     ("advice", "cells", "filechanges"),
     ("attribute",),
     # What takes a delta or an image.

@@ -19,6 +19,12 @@ from . import sinks
 @sinks.to
 @opt.formats
 @opt.bitmap
+@click.option(
+    "--drop-free",
+    is_flag=True,
+    help="Leave out what differs only where NEW's file systems have free space. The result has "
+    "all of NEW's files, but is not block-identical to NEW.",
+)
 @sinks.to_overlay
 @sinks.to_patch
 @opt.opening
@@ -26,6 +32,7 @@ from . import sinks
 def diff(old: Path, new: Path, output: Path, **options: Any) -> None:
     """Write what turns OLD into NEW: a qcow2 overlay over OLD, or a portable patch."""
     from ..diff import ImageDelta
+    from ..dropfree import drop_free
     from ..errors import printable
     from ..patch.blocks import BLOCK
 
@@ -36,10 +43,12 @@ def diff(old: Path, new: Path, output: Path, **options: Any) -> None:
         stack.enter_context(second)
         sinks.refuse_input(output, first, second)
         dirty = opt.open_bitmap(first, second, options)
+        free = drop_free(first, second) if options["drop_free"] else None
+        target = second if free is None else free.image
 
         def delta(unit: int) -> ImageDelta:
             return ImageDelta(
-                first, second, granularity=unit, dirty=dirty, trust=options["trust_bitmap"]
+                first, target, granularity=unit, dirty=dirty, trust=options["trust_bitmap"]
             )
 
         if what == "patch":
@@ -49,4 +58,11 @@ def diff(old: Path, new: Path, output: Path, **options: Any) -> None:
             how = sinks.overlay_options(first, base, output, options)
             figures = sinks.overlay(delta, base, output, how, options)
     name = options["bitmap"]
-    sinks.show({**figures, "bitmap": None if name is None else printable(name)}, options)
+    figures["bitmap"] = None if name is None else printable(name)
+    if free is not None:
+        figures["dropped_free"] = {
+            "free_bytes": free.free_bytes,
+            "dropped_bytes": free.dropped_bytes,
+            "untouched_partitions": [part.number for part in free.untouched],
+        }
+    sinks.show(figures, options)

@@ -299,6 +299,20 @@ def show(figures: dict[str, Any], options: dict[str, Any]) -> None:
         f"{size(figures['data_bytes'])} changed, {size(figures['zero_bytes'])} zeroed, in "
         f"{figures['seconds']:.2f} s; decided: {decided or 'nothing'}"
     )
+    if "dropped_free" in figures:
+        _show_dropped(figures["output"], figures["dropped_free"])
+
+
+def _show_dropped(output: str, dropped: dict[str, Any]) -> None:
+    from .show import size
+
+    click.echo(
+        f"{output}: is not block-identical to NEW: {size(dropped['dropped_bytes'])} that differ in "
+        "free space were left out; every file is NEW's"
+    )
+    if dropped["untouched_partitions"]:
+        numbers = ", ".join(map(str, dropped["untouched_partitions"]))
+        click.echo(f"{output}: as in NEW, since nothing known was found in it: partition {numbers}")
 
 
 def _sources(figures: dict[str, Any]) -> str:
