@@ -41,8 +41,7 @@ while :; do
 done
 """
 
-# One worker boots it, for all of these tests.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("live debian")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # What waits for the guest keeps the command waiting for the monitor.
 PATIENT = ("--timeout", "120")
 
