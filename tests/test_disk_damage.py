@@ -163,8 +163,7 @@ class Tried:
                 contents = read(part)
                 tiles(contents, len(base.data))
                 self.ended[contents.state.value] += 1
-            except UnreadableError as error:
-                assert str(error)
+            except UnreadableError:
                 self.ended["not read"] += 1
         if whole:
             sums_hold(base.path, self.path, choose.choice([512, 4096, 65536]))

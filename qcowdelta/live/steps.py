@@ -102,8 +102,9 @@ def choose(machine: Machine, disk: Disk, asked: Method | None) -> Method:
     Raises:
         LiveError: it has none, or not that one, or none that is safe for that disk.
     """
-    found, version = available(machine), ".".join(map(str, machine.version))
-    if machine.version < _SAFE_IN_IOTHREADS and machine.has_iothread(disk):
+    found, numbers = available(machine), machine.version
+    version = ".".join(map(str, numbers))
+    if numbers < _SAFE_IN_IOTHREADS and machine.has_iothread(disk):
         raise LiveError(
             f"{machine.name}: disk {printable(disk.id)} is served by an I/O thread, and QEMU "
             f"{version} may crash, and the guest with it, when an NBD client of such a disk "

@@ -120,8 +120,8 @@ class DiskView:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self._open(stack)
+            self._on_step("read")
             self._stack = stack.pop_all()
-        self._on_step("read")
         return self
 
     def __exit__(
@@ -153,12 +153,20 @@ class DiskView:
         """Let the next checkpoint begin at the view's moment, once what was read is safe.
 
         Raises:
-            QmpError: QEMU refused; nothing has changed then.
+            LiveError: QEMU refused, or did not answer; where it did not do it, the last
+                checkpoint is as it was.
         """
-        if self.checkpoint is not None:
-            self._on_step("keep")
-            drop = not self._options.keep_since
+        if self.checkpoint is None:
+            return
+        self._on_step("keep")
+        drop = not self._options.keep_since
+        try:
             keep_next(self._machine, self._node, self.checkpoint, self._since, drop)
+        except QmpError as error:
+            raise LiveError(
+                f"what was read is complete, but the checkpoint {self.checkpoint} may not have "
+                f"been kept: {error}"
+            ) from error
 
     def _open(self, stack: contextlib.ExitStack) -> None:
         options = self._options
