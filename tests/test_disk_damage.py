@@ -101,7 +101,7 @@ def exts(tmp_path_factory: pytest.TempPathFactory) -> list[Sound]:
     return made
 
 
-def spoil(base: Sound, choose: random.Random) -> bytes:
+def spoil(base: Sound, choose: random.Random) -> bytearray:
     """Return a file system's bytes with something wrong in its structures."""
     data = bytearray(base.data)
     for _ in range(choose.choice([1, 1, 3, 10, 100, 1000])):
@@ -118,8 +118,9 @@ def spoil(base: Sound, choose: random.Random) -> bytes:
         elif what < 0.9:
             data[word : word + 4] = choose.choice(WORDS).to_bytes(4, "little")
         else:
-            data[at : at + 64] = choose.randbytes(64)
-    return bytes(data[: len(base.data)])
+            length = min(64, len(data) - at)
+            data[at : at + length] = choose.randbytes(length)
+    return data
 
 
 def tiles(contents: Contents, length: int) -> None:
@@ -195,7 +196,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Sound, object
     disks.require("mkfs.fat", "mcopy", "mmd", "mkfs.ntfs", "ntfscp")
     folder = tmp_path_factory.mktemp("others")
     made: list[tuple[Sound, object]] = []
-    for bits, size in ((12, 2), (16, 8), (32, 34)):
+    for bits, size in ((12, 2), (16, 16), (32, 34)):
         path = disks.make_fat(folder / f"fat{bits}", size * MIB, bits, "LABEL")
         disks.run("mmd", "-i", path, "::folder")
         for number in range(20):

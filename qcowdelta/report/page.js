@@ -610,7 +610,11 @@
       });
       if (width > 34 && height > 17) {
         element.classList.toggle("line", open || height < 36);
-        element.append(make("b", { text: label(index) }), make("span", { text: size(nodes[index][CHANGED]) }));
+        element.append(make("b", { text: label(index) }));
+        // A figure is whole or not there: half of one would be another.
+        if (width > (element.classList.contains("line") ? 120 : 68)) {
+          element.append(make("span", { text: size(nodes[index][CHANGED]) }));
+        }
       } else {
         element.classList.add("tiny");
       }
