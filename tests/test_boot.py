@@ -59,6 +59,9 @@ def _build(folder: Path, debian: Debian) -> Pair:
     qemu.convert(raw, old, source_fmt="raw", target_fmt="qcow2")
     debugfs(raw, "rm /marker-init", "rm /srv/payload")
     new_digest = _change(raw, folder, NEW_MARKER, 5 << 20)
+    stale = folder / "stale"
+    stale.write_bytes(os.urandom(4 << 20))
+    debugfs(raw, f"write {stale} stale", "rm /stale")
     qemu.convert(raw, new, source_fmt="raw", target_fmt="qcow2")
     raw.unlink()
     return Pair(folder, old, new, debian, old_digest, new_digest)
