@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("disk.ext.directories", "disk.ext.mapping", "disk.fat"),
     ("disk.ext.read",),
     ("disk.diskmap",),
+    ("disk.pairing",),
     ("attribution",),
     ("advice", "cells", "filechanges"),
     ("attribute",),
