@@ -329,6 +329,18 @@ types:
       - id: extra_data_size
         type: u4
 
+  bitmap_table_entry:
+    seq:
+      - id: entry
+        type: u8
+    instances:
+      all_ones:
+        value: (entry & 1) != 0
+        doc: Only without an offset; all of the entry 0 means that all bits are clear.
+      bits_offset:
+        value: entry & 0x00fffffffffffe00
+        doc: Of a cluster of bits, the least significant of a byte first.
+
 enums:
   crypt_method:
     0: none

@@ -31,8 +31,10 @@ _HOMES = {
     "describe": "info",
     "inspect_delta": "inspect",
     "inverted": "patch.combine",
+    "open_bitmap": "dirty",
     "open_image": "image",
     "open_patched": "patch.open",
+    "spot_check": "spotcheck",
     "verify_patch": "patch.verify",
     "write_image": "fullimage",
     "write_overlay": "overlay",
@@ -43,6 +45,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from .delta import ChangeKind, Delta
     from .diff import ImageDelta
+    from .dirty import open_bitmap
     from .errors import QcowDeltaError
     from .fullimage import ImageOptions, write_image
     from .hostfile import HostFile
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from .patch.write import PatchOptions, write_patch
     from .policy import OpenPolicy
     from .qcow2.writer import Backing
+    from .spotcheck import spot_check
     from .verify import check_overlay
     from .version import __version__ as __version__
 
@@ -84,8 +88,10 @@ __all__ = [
     "describe",
     "inspect_delta",
     "inverted",
+    "open_bitmap",
     "open_image",
     "open_patched",
+    "spot_check",
     "verify_patch",
     "write_image",
     "write_overlay",

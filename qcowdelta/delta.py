@@ -63,7 +63,8 @@ class DeltaStats:
         zero: zeros on both sides, by metadata.
         equal_payload: compressed on both sides, with the same payload.
         shared_extent: the same physical blocks on both sides, says the host file system.
-        told: changed, as a patch over the same base says.
+        told: changed, as a patch over the same base says, or a bitmap that is trusted.
+        not_dirty: outside of what a dirty bitmap marks, and so not looked at.
         read: decided by comparing content.
         bytes_read_old, bytes_read_new: guest bytes that were read (or inflated) for that.
     """
@@ -73,6 +74,7 @@ class DeltaStats:
     equal_payload: int = 0
     shared_extent: int = 0
     told: int = 0
+    not_dirty: int = 0
     read: int = 0
     bytes_read_old: int = 0
     bytes_read_new: int = 0

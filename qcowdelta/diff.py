@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from .delta import CHANGE, WINDOW_ALIGNMENT, ChangeKind, Changes, ChangeWindow, DeltaStats
+from .dirty import DirtyRanges, Suspects
 from .errors import OptionError
 from .extents import Extents, Kind, Mask, Offsets, multiples_inside, runs
 from .image import Image
 from .payloads import Outcome, PayloadComparer, Words, comparable, differing, has_data
 from .pieces import Classifier, Verdict
-from .units import MIB, SECTOR, align_down, usable_cpus
+from .units import MIB, SECTOR, align_down, align_up, usable_cpus
 
 MAX_GRANULARITY = 2 * MIB
 # What one thread reads of each side at a time; two such buffers stay in a core's cache.
@@ -29,6 +30,8 @@ _MAX_UNITS = 64 << 10
 _MIN_UNITS = 4 << 10
 _MUCH_TO_READ = 128 * MIB
 _WINDOWS_AHEAD = 2
+# Clean stretches shorter than this are not worth a window's end.
+_LONG = 64 * MIB
 
 
 class ImageDelta:
@@ -39,19 +42,35 @@ class ImageDelta:
         new: the target.
         granularity: what changes are rounded to, bytes: a power of two, 512 to 2 MiB.
         threads: how many threads compare content; None takes as many as there are processors.
+        dirty: what of NEW may differ from OLD: all else is taken to be equal without a look, but
+            for what lies beyond the end of OLD or of what it tells of. None: anything may differ.
+        trust: do not even compare what is dirty: each granule that has any of it is a change,
+            unless metadata proves that it is none. It is ADDED, MODIFIED or ZEROED by metadata
+            alone, so a change may be none after all, and data may be zeros.
     """
 
     def __init__(
-        self, old: Image, new: Image, *, granularity: int = 64 << 10, threads: int | None = None
+        self,
+        old: Image,
+        new: Image,
+        *,
+        granularity: int = 64 << 10,
+        threads: int | None = None,
+        dirty: DirtyRanges | None = None,
+        trust: bool = False,
     ) -> None:
         if not SECTOR <= granularity <= MAX_GRANULARITY or granularity & (granularity - 1):
             raise OptionError(f"a granularity of {granularity} is not a power of 2, 512 to 2 MiB")
+        if trust and dirty is None:
+            raise OptionError("there are no dirty ranges to trust")
         self.base = old
         self.target = new
         self.size = new.size
         self.granularity = granularity
         self.stats = DeltaStats()
         self._threads = threads or usable_cpus()
+        self._dirty = None if dirty is None else Suspects(dirty, old.size, new.size)
+        self._trust = trust
 
     def windows(self) -> Iterator[ChangeWindow]:
         """Compare the images, window by window.
@@ -62,8 +81,8 @@ class ImageDelta:
         self.stats = DeltaStats()
         pools = _Pools(self._threads)
         pending: deque[_Window] = deque()
-        plan = _Plan(self.base, self.target, self.granularity)
-        comparer = _Comparer(self.base, self.target, self.granularity)
+        plan = _Plan(self.base, self.target, self.granularity, self._dirty)
+        comparer = _Comparer(self.base, self.target, self.granularity, self._dirty, self._trust)
         try:
             for start, stop in plan:
                 window = _Window(comparer, start, stop)
@@ -74,7 +93,8 @@ class ImageDelta:
                     yield pending.popleft().finish(self.stats)
             while pending:
                 yield pending.popleft().finish(self.stats)
-            self.stats.zero += plan.skipped
+            self.stats.zero += plan.unmapped
+            self.stats.not_dirty += plan.not_dirty
         finally:
             pools.shutdown()
 
@@ -98,13 +118,19 @@ class _Pools:
 
 
 class _Plan:
-    """Chooses the windows: whole granules, skipping what is unmapped on both sides."""
+    """Chooses the windows: whole granules, skipping what is clean, or unmapped on both sides.
 
-    def __init__(self, old: Image, new: Image, granularity: int) -> None:
-        self._old, self._new, self._granularity = old, new, granularity
+    Attributes:
+        unmapped, not_dirty: how many bytes were skipped so far, for either reason.
+    """
+
+    def __init__(self, old: Image, new: Image, granularity: int, dirty: DirtyRanges | None) -> None:
+        self._old, self._new, self._dirty = old, new, dirty
         self._unit = min(old.unit, new.unit, granularity)
+        if dirty is not None:
+            self._unit = min(self._unit, dirty.granularity)
         self._units = _MIN_UNITS
-        self.skipped = 0
+        self.unmapped = self.not_dirty = 0
 
     def adapt(self, to_read: int) -> None:
         """Take larger windows while there is little to read, smaller ones otherwise."""
@@ -116,15 +142,42 @@ class _Plan:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         position, size = 0, self._new.size
         while position < size:
-            mapped = min(self._old.next_mapped(position), self._new.next_mapped(position), size)
-            begin = mapped if mapped == size else align_down(mapped, WINDOW_ALIGNMENT)
-            self.skipped += max(0, begin - position)
-            position = max(position, begin)
-            if position < size:
+            dirty = self._first_window(position, self._next_dirty(position))
+            self.not_dirty += dirty - position
+            mapped = self._first_window(dirty, self._next_mapped(dirty))
+            self.unmapped += mapped - dirty
+            position = mapped
+            if position < size and self._next_dirty(position) < position + WINDOW_ALIGNMENT:
                 step = max(self._units * self._unit, WINDOW_ALIGNMENT)
-                stop = min(align_down(position, step) + step, size)
+                stop = self._cut(position, min(align_down(position, step) + step, size))
                 yield position, stop
                 position = stop
+
+    def _first_window(self, position: int, wanted: int) -> int:
+        """Return where a window from ``position`` on begins, so as to have what is wanted."""
+        size = self._new.size
+        return size if wanted >= size else max(position, align_down(wanted, WINDOW_ALIGNMENT))
+
+    def _next_mapped(self, position: int) -> int:
+        size = self._new.size
+        if position >= size:
+            return size
+        return min(self._old.next_mapped(position), self._new.next_mapped(position), size)
+
+    def _next_dirty(self, position: int) -> int:
+        if self._dirty is None or position >= self._new.size:
+            return position
+        found = self._dirty.next_dirty(position)
+        return self._new.size if found is None else found
+
+    def _cut(self, start: int, stop: int) -> int:
+        """Return where the first long clean stretch of a window begins, or else its end."""
+        if self._dirty is None:
+            return stop
+        ranges = self._dirty.ranges(start, stop)
+        clean = np.append(ranges[1:, 0], stop) - ranges[:, 1]
+        long = np.flatnonzero(clean >= _LONG)
+        return align_up(int(ranges[long[0], 1]), WINDOW_ALIGNMENT) if long.size else stop
 
 
 class _Scratch(threading.local):
@@ -138,9 +191,11 @@ class _Scratch(threading.local):
 class _Comparer:
     """What compares content; safe to be used by several threads."""
 
-    def __init__(self, old: Image, new: Image, granularity: int) -> None:
-        self.old, self.new, self.granularity = old, new, granularity
-        self.classifier = Classifier(old, new)
+    def __init__(
+        self, old: Image, new: Image, granularity: int, dirty: DirtyRanges | None, trust: bool
+    ) -> None:
+        self.old, self.new, self.granularity, self.trust = old, new, granularity, trust
+        self.classifier = Classifier(old, new, dirty, trust)
         self.payloads = PayloadComparer(old.sources, new.sources, granularity)
         self.batch = max(_BATCH, granularity)
         self._scratch = _Scratch(old, new, self.batch)
@@ -259,7 +314,8 @@ class _Window:
             self._mark(flags, outcome)
         self._count(stats, equal_payload)
         self._mark_told(flags)
-        self._look_again(flags)
+        if not self._comparer.trust:
+            self._look_again(flags)
         return ChangeWindow(self._start, self._stop, self._changes(flags), self._pieces.new)
 
     def _mark(self, flags: _Flags, outcome: Outcome) -> None:
@@ -275,14 +331,16 @@ class _Window:
         """Carry over what is known to differ without being read."""
         pieces = self._pieces
         told = pieces.verdict == Verdict.CHANGED
-        start, stop = pieces.start[told], pieces.start[told] + pieces.length[told]
+        # Where nothing is read, the rest of a changed granule is known by its metadata too.
+        known = told | self._comparer.trust
         for mask, field in (
-            (slice(None), flags.differs),
-            (slice(None), flags.new_nonzero),
-            (pieces.old["kind"][told] != Kind.ZERO, flags.old_nonzero),
+            (told, flags.differs),
+            (known & (pieces.new["kind"] != Kind.ZERO), flags.new_nonzero),
+            (known & (pieces.old["kind"] != Kind.ZERO), flags.old_nonzero),
         ):
-            first = (start[mask] - self._start) // self._granularity
-            last = (stop[mask] - self._start - 1) // self._granularity
+            start, stop = pieces.start[mask], pieces.start[mask] + pieces.length[mask]
+            first = (start - self._start) // self._granularity
+            last = (stop - self._start - 1) // self._granularity
             depth = np.zeros(field.size + 1, np.int64)
             np.add.at(depth, first, 1)
             np.add.at(depth, last + 1, -1)
@@ -294,6 +352,7 @@ class _Window:
         stats.zero += pieces.bytes_of(Verdict.ZERO)
         stats.shared_extent += pieces.bytes_of(Verdict.SHARED_EXTENT)
         stats.told += pieces.bytes_of(Verdict.CHANGED)
+        stats.not_dirty += pieces.bytes_of(Verdict.NOT_DIRTY)
         stats.equal_payload += equal_payload
         stats.read += self.to_read - equal_payload
 

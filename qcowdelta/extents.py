@@ -164,6 +164,15 @@ def runs(flags: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.
     return first, np.diff(np.append(first, flags.size))
 
 
+def inside(points: Offsets, ranges: Offsets) -> Mask:
+    """Tell which points lie in ranges [start, stop), rows of an array, sorted and apart."""
+    if not ranges.size:
+        return np.zeros(points.size, bool)
+    row = np.searchsorted(ranges[:, 0], points, side="right") - 1
+    found: Mask = (row >= 0) & (points < ranges[row, 1])
+    return found
+
+
 def multiples_inside(start: Offsets, length: Offsets, unit: int) -> Offsets:
     """Return the multiples of ``unit`` that lie strictly inside of ranges."""
     first = start // unit + 1

@@ -136,7 +136,8 @@ class HostFile:
 
     def _locked(self) -> ImageLockedError:
         return ImageLockedError(
-            "is in use by a writer (a running VM?); stop it, or read it all the same with "
+            "is in use by a writer, a running VM perhaps: stop it, take a consistent delta of the "
+            "running VM with 'qcowdelta live diff', or read the image all the same with "
             "-U/--force-share, whose result may be inconsistent",
             path=self.path,
         )

@@ -132,7 +132,7 @@ class BaseIdentity:
 
 
 def _modified(image: Image) -> int:
-    files = {file for layer in image.layers for file in (layer.file, layer.source.file)}
+    files = {file for layer in image.layers for file in (*layer.files, layer.source.file)}
     return max(0, *(file.mtime_ns for file in files))
 
 

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import FormatError, ImageError, OptionError, PathName, PolicyError, printable
+from .errors import (
+    FormatError,
+    ImageError,
+    OptionError,
+    PathName,
+    PolicyError,
+    QemuError,
+    UnsupportedFeatureError,
+    printable,
+)
 from .extents import Extents, Kind, coalesce, single, stack
+from .formats import FORMATS, probe
 from .hostfile import HostFile
-from .layer import Layer, Source
-from .policy import MAX_DEPTH, OpenPolicy, backing_path, data_file_path
-from .qcow2.header import Header, is_qcow2, read_header
+from .layer import How, Layer, Source
+from .policy import MAX_DEPTH, OpenPolicy, backing_format, data_file_path
+from .qcow2.header import CRYPT_NAMES, Header, read_header
 from .qcow2.image import Qcow2Layer
 from .qcow2.layout import Incompatible
 from .raw import RawLayer
 from .reader import GuestReader
 
-FORMATS = ("qcow2", "raw")
+if TYPE_CHECKING:
+    from .qemu.graph import Graph
 
 
 class Image:
@@ -70,7 +82,17 @@ class Image:
     @property
     def keys(self) -> set[tuple[int, ...]]:
         """What identifies the files that the image consists of."""
-        return {file.key for layer in self.layers for file in (layer.file, layer.source.file)}
+        return {file.key for layer in self.layers for file in (*layer.files, layer.source.file)}
+
+    @property
+    def how(self) -> tuple[How, ...]:
+        """How each layer is read, top first."""
+        return tuple(layer.how for layer in self.layers)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether any of its files is encrypted."""
+        return any(how.encrypted for how in self.how)
 
     def extents(self, start: int, stop: int) -> Extents:
         """Return what ``[start, stop)`` is, all layers taken together, by metadata alone.
@@ -124,14 +146,16 @@ def open_image(
 
     Args:
         path: the image.
-        format: ``qcow2`` or ``raw``; None looks for the qcow2 magic and takes raw without it.
+        format: one of :data:`.FORMATS`; None takes what the first bytes tell, or raw.
         snapshot: the id or name of an internal snapshot to read instead of the active state.
         policy: what may be opened, and how; the default is :class:`OpenPolicy`.
 
     Raises:
         PolicyError: a file that the image names was not opened.
         ImageLockedError: a writer has one of the files open.
+        EncryptedImageError: one of them is encrypted, and the policy has no secret.
         FormatError, CorruptImageError: one of them cannot be read.
+        QemuError: only QEMU could read it, and cannot, or is not there.
         OSError: the system refused.
     """
     return _Opener(policy or OpenPolicy()).open(path, format, snapshot)
@@ -150,14 +174,15 @@ class _Opener:
             raise OptionError(f"format {fmt!r} is not read here; known are: {', '.join(FORMATS)}")
         try:
             file = self._own(self._policy.open_given(path))
-            fmt = fmt or ("qcow2" if is_qcow2(file) else "raw")
-            below = self._add(file, fmt, snapshot)
+            below = self._add(file, fmt or probe(file), snapshot)
             while below is not None:
                 if len(self._layers) >= MAX_DEPTH:
                     raise PolicyError(f"its chain is deeper than {MAX_DEPTH} files", path=path)
                 below = self._add(*below)
             return Image(self._layers)
         except BaseException:
+            for layer in self._layers:
+                layer.close()
             for file in self._files:
                 file.close()
             raise
@@ -169,16 +194,71 @@ class _Opener:
     def _add(
         self, file: HostFile, fmt: str, snapshot: str | None = None
     ) -> tuple[HostFile, str] | None:
-        """Add a file as the lowest layer; return its backing file, opened, and format."""
-        if fmt == "raw":
-            if snapshot is not None:
-                raise OptionError(f"{printable(file.path)}: a raw image has no snapshots")
+        """Add a file as the lowest layer; return its backing file, opened, and format.
+
+        This is where it is decided whether we read it, or QEMU does.
+        """
+        if fmt != "qcow2" and snapshot is not None:
+            raise OptionError(f"{printable(file.path)}: a {fmt} image has no snapshots")
+        if self._policy.through_qemu:
+            self._leave_to_qemu(file, fmt, "it was asked for", snapshot)
+        elif fmt == "raw":
             self._layers.append(RawLayer(file))
+        elif fmt == "qcow2":
+            return self._add_qcow2(file, snapshot)
+        else:
+            self._leave_to_qemu(file, fmt, f"{fmt} is read by QEMU only")
+        return None
+
+    def _add_qcow2(self, file: HostFile, snapshot: str | None) -> tuple[HostFile, str] | None:
+        try:
+            header = read_header(file)
+        except UnsupportedFeatureError as error:
+            self._try_qemu(file, error, snapshot)
             return None
-        header = read_header(file)
+        if header.crypt_method:
+            reason = f"it is encrypted ({CRYPT_NAMES[header.crypt_method]})"
+            self._leave_to_qemu(file, "qcow2", reason, snapshot)
+            return None
         data_file = self._open_data_file(file, header)
         self._layers.append(Qcow2Layer(file, header, data_file=data_file, snapshot=snapshot))
         return self._open_backing(file, header)
+
+    def _leave_to_qemu(
+        self, file: HostFile, fmt: str, reason: str, snapshot: str | None = None
+    ) -> None:
+        """Add a file, with all that lies below it, as QEMU reads it."""
+        if snapshot is not None:
+            raise OptionError(
+                f"{printable(file.path)}: is read through QEMU ({reason}), by which internal "
+                "snapshots cannot be read; 'qemu-img convert -l' takes one out"
+            )
+        from .qemu.graph import graph_of  # only now: most images need none of it
+
+        self._add_graph(graph_of(file, fmt, self._policy), reason)
+
+    def _add_graph(self, graph: Graph, reason: str) -> None:
+        from .qemu.image import open_by_qemu
+
+        layer = open_by_qemu(graph, reason)
+        self._layers.append(layer)
+        above = {layer.file.key for layer in self._layers[:-1]}
+        for file in layer.files:
+            if file.key in above:
+                raise PolicyError("is named by what lies below it: a cycle", path=file.path)
+
+    def _try_qemu(
+        self, file: HostFile, error: UnsupportedFeatureError, snapshot: str | None
+    ) -> None:
+        """Let QEMU try what we cannot read; where it cannot either, the first error counts."""
+        try:
+            self._leave_to_qemu(file, "qcow2", error.message, snapshot)
+        except UnsupportedFeatureError:
+            raise error from None
+        except (QemuError, FormatError) as second:
+            raise UnsupportedFeatureError(
+                f"{error.message}; nor by QEMU: {second}", path=error.path, field=error.field
+            ) from None
 
     def _open_data_file(self, file: HostFile, header: Header) -> HostFile | None:
         if not header.has(Incompatible.EXTERNAL_DATA_FILE):
@@ -193,20 +273,14 @@ class _Opener:
     def _open_backing(self, file: HostFile, header: Header) -> tuple[HostFile, str] | None:
         if header.backing_file is None:
             return None
-        path = backing_path(header.backing_file, file)
-        fmt = header.backing_format
-        if fmt is None:
-            raise PolicyError(
-                f"names backing file {printable(path)} without its format, which is not guessed; "
-                "record it with 'qemu-img rebase -u -F FORMAT -b NAME IMAGE'",
-                path=file.path,
-            )
-        if fmt not in FORMATS:
-            raise PolicyError(
-                f"names backing file {printable(path)} of format {printable(fmt)!r}; "
-                f"known are: {', '.join(FORMATS)}",
-                path=file.path,
-            )
+        path = self._policy.backing_path(header.backing_file, by=file)
+        fmt = backing_format(header, file)
+        if path is None:
+            from .qemu.graph import graph_of_remote
+
+            graph = graph_of_remote(header.backing_file, fmt, file, self._policy)
+            self._add_graph(graph, "it is named by a protocol")
+            return None
         backing = self._own(self._policy.open_named(path, by=file, what="backing file"))
         if any(backing.key == layer.file.key for layer in self._layers):
             raise PolicyError(

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 
 from .errors import ImageError, printable
+from .formats import probe
 from .hostfile import HostFile
 from .identity import BaseIdentity
 from .patch.describe import describe_patch
 from .patch.header import is_patch
 from .qcow2.bitmaps import read_bitmaps
 from .qcow2.geometry import ALL_SUBCLUSTERS, ALL_ZERO, COMPRESSED, OFFSET_MASK, SUBCLUSTERS
-from .qcow2.header import CRYPT_NAMES, Header, feature_names, is_qcow2, read_header
+from .qcow2.header import CRYPT_NAMES, Header, feature_names, read_header
 from .qcow2.layout import Autoclear, Compatible, ExtensionType, Incompatible
 from .qcow2.snapshots import read_snapshots
 from .qcow2.tables import ClusterMap
+from .qemu.headers import describe_foreign
 from .units import SECTOR, align_up
 
 
@@ -87,8 +89,11 @@ def describe(file: HostFile) -> dict[str, Any]:
     if is_patch(file):
         return describe_patch(file)
     base = {"filename": printable(file.path), "file_size": file.size}
-    if not is_qcow2(file):
+    fmt = probe(file)
+    if fmt == "raw":
         return {**base, "format": "raw", "virtual_size": align_up(file.size, SECTOR)}
+    if fmt != "qcow2":
+        return {**base, "format": fmt, **describe_foreign(file, fmt)}
     header = read_header(file)
     return {
         **base,
@@ -191,7 +196,7 @@ def _bitmaps(file: HostFile, header: Header) -> list[dict[str, Any]]:
             "name": printable(b.name),
             "granularity": b.granularity,
             "flags": [str(f.name).lower().replace("_", "-") for f in b.known_flags],
-            "usable": b.usable,
+            "state": b.state.value,
         }
         for b in bitmaps
     ]

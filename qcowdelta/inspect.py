@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from .delta import ChangeKind, Changes, ChangeSource, DeltaStats, Progress, Summary
+from .delta import (
+    ChangeKind,
+    Changes,
+    ChangeSource,
+    ChangeWindow,
+    DeltaStats,
+    Progress,
+    Summary,
+)
 from .units import ceil_div
 
 
@@ -41,6 +49,83 @@ class Inspection:
     cell_size: int
 
 
+class WatchedDelta:
+    """A delta that is summed up while something else goes through its windows, once.
+
+    Args:
+        delta: what to inspect.
+        cells: into how many ranges the map divides the disk, at most.
+        longest: how many of the longest extents to keep.
+        each: called with every extent, in order.
+        progress: called after each window.
+    """
+
+    def __init__(
+        self,
+        delta: ChangeSource,
+        *,
+        cells: int = 1024,
+        longest: int = 10,
+        each: Callable[[Extent], None] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._delta = delta
+        self._each = each
+        self._progress = progress
+        self._longest = longest
+        self._top: list[tuple[int, int, int]] = []
+        granules = ceil_div(delta.size, delta.granularity)
+        self._cell_size = max(1, ceil_div(granules, cells)) * delta.granularity
+        count = max(1, ceil_div(delta.size, self._cell_size))
+        self._grid = np.zeros((len(ChangeKind), count), np.int64)
+        self._summary = Summary(delta.size, delta.granularity)
+
+    @property
+    def size(self) -> int:
+        """The target's virtual size, bytes."""
+        return self._delta.size
+
+    @property
+    def granularity(self) -> int:
+        """What changes are rounded to, bytes."""
+        return self._delta.granularity
+
+    @property
+    def stats(self) -> DeltaStats:
+        """How it was found; complete when the windows are."""
+        return self._delta.stats
+
+    def windows(self) -> Iterator[ChangeWindow]:
+        """Yield the delta's windows, each summed up when the next is asked for.
+
+        Raises:
+            CorruptImageError: something that has to be read cannot be.
+        """
+        for window in self._delta.windows():
+            yield window
+            self._add(window.changes)
+            if self._progress is not None:
+                self._progress(window.stop, self.size)
+
+    def _add(self, changes: Changes) -> None:
+        self._summary.add(changes)
+        _fill(self._grid, changes, self._cell_size)
+        rows = zip(*(changes[n].tolist() for n in ("start", "length", "kind")), strict=True)
+        for start, length, kind in rows:
+            if self._each is not None:
+                self._each(Extent(start, length, ChangeKind(kind)))
+            if len(self._top) < self._longest:
+                heapq.heappush(self._top, (length, -start, kind))
+            elif self._longest:
+                heapq.heappushpop(self._top, (length, -start, kind))
+
+    def inspection(self) -> Inspection:
+        """Return what was summed up, when the windows have been gone through."""
+        top = sorted(self._top, reverse=True)
+        found = tuple(Extent(-start, length, ChangeKind(kind)) for length, start, kind in top)
+        return Inspection(self._summary, self.stats, found, self._grid, self._cell_size)
+
+
 def inspect_delta(
     delta: ChangeSource,
     *,
@@ -49,39 +134,15 @@ def inspect_delta(
     each: Callable[[Extent], None] | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
-    """Go through a delta and sum it up.
-
-    Args:
-        delta: what to inspect.
-        cells: into how many ranges the map divides the disk, at most.
-        longest: how many of the longest extents to keep.
-        each: called with every extent, in order.
-        progress: called after each window.
+    """Go through a delta and sum it up, as :class:`WatchedDelta` does.
 
     Raises:
         CorruptImageError: something that has to be read cannot be.
     """
-    size = delta.size
-    granules = ceil_div(size, delta.granularity)
-    cell_size = max(1, ceil_div(granules, cells)) * delta.granularity
-    grid = np.zeros((len(ChangeKind), max(1, ceil_div(size, cell_size))), np.int64)
-    summary = Summary(size, delta.granularity)
-    top: list[tuple[int, int, int]] = []
-    for window in delta.windows():
-        summary.add(window.changes)
-        _fill(grid, window.changes, cell_size)
-        rows = zip(*(window.changes[n].tolist() for n in ("start", "length", "kind")), strict=True)
-        for start, length, kind in rows:
-            if each is not None:
-                each(Extent(start, length, ChangeKind(kind)))
-            if len(top) < longest:
-                heapq.heappush(top, (length, -start, kind))
-            elif longest:
-                heapq.heappushpop(top, (length, -start, kind))
-        if progress is not None:
-            progress(window.stop, size)
-    found = tuple(Extent(-s, n, ChangeKind(k)) for n, s, k in sorted(top, reverse=True))
-    return Inspection(summary, delta.stats, found, grid, cell_size)
+    watched = WatchedDelta(delta, cells=cells, longest=longest, each=each, progress=progress)
+    for _ in watched.windows():
+        pass
+    return watched.inspection()
 
 
 def _fill(grid: npt.NDArray[np.int64], changes: Changes, cell_size: int) -> None:

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from .errors import CorruptImageError
 from .extents import Extents
-from .hostfile import HostFile
 from .qcow2.codec import CodecError, inflate
 from .qcow2.layout import CompressionType
 
@@ -67,6 +66,25 @@ class Source:
             ) from error
 
 
+@dataclass(frozen=True)
+class How:
+    """How a layer is read.
+
+    Attributes:
+        path: its file.
+        format: its format, as qemu-img has it.
+        by: ``native``, ``qemu-storage-daemon`` or ``qemu-img convert``.
+        reason: why not natively, or None.
+        encrypted: whether it, or something that is read with it, is.
+    """
+
+    path: str
+    format: str
+    by: str = "native"
+    reason: str | None = None
+    encrypted: bool = False
+
+
 class Layer(Protocol):
     """One file of an image, seen alone."""
 
@@ -75,8 +93,16 @@ class Layer(Protocol):
         """The format's name, as qemu-img has it."""
 
     @property
-    def file(self) -> HostFile:
-        """The file that was opened."""
+    def file(self) -> SourceFile:
+        """The file that was opened, or what takes its place."""
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """Every file it was opened from, that one first."""
+
+    @property
+    def how(self) -> How:
+        """How it is read."""
 
     @property
     def source(self) -> Source:

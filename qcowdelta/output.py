@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import secrets
 from types import TracebackType
@@ -25,33 +26,65 @@ class AtomicOutput:
     It is written without a name where the file system can do that, so that even a kill leaves
     nothing behind; elsewhere under a temporary name beside the target.
 
+    Of several that write one name at once, one wins and the others raise: what is to be replaced
+    is held locked, and where there is nothing yet, only the first gets the name.
+
     Args:
         path: the name it gets.
         force: replace what is there.
 
     Raises:
-        OutputError: something is there already, or it is not a regular file.
+        OutputError: something is there already, it is not a regular file, or another process is
+            about to replace it.
         OSError: the folder cannot be written to.
     """
 
     def __init__(self, path: PathName, *, force: bool = False) -> None:
         self.path = os.fspath(path)
-        self._force = force
+        self._force, self._replaces = force, False
         self._folder = os.path.dirname(self.path) or "."
         self._temporary: str | None = None
+        self._target = -1
         self._check_target()
-        self.fd = self._open()
+        try:
+            self.fd = self._open()
+        except BaseException:
+            self._unlock_target()
+            raise
 
     def _check_target(self) -> None:
+        check_target(self.path, force=self._force)
         if not os.path.lexists(self.path):
             return
-        if not self._force:
-            raise self._exists()
-        if not os.path.isfile(self.path) or os.path.islink(self.path):
-            raise OutputError(f"{printable(self.path)}: is not a regular file: not replaced")
+        self._replaces = True
+        try:
+            same = self._lock_target()
+        except FileNotFoundError:
+            self._replaces = False
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                self._unlock_target()
+                raise self._busy() from error
+            # It cannot be read, or the file system has no locks: it can be replaced all the same.
+        else:
+            if not same:  # another has just replaced it
+                self._unlock_target()
+                raise self._busy()
 
-    def _exists(self) -> OutputError:
-        return OutputError(f"{printable(self.path)}: exists already; --force replaces it")
+    def _lock_target(self) -> bool:
+        """Hold what is to be replaced, and tell whether it still has the name."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        self._target = os.open(self.path, flags)
+        fcntl.flock(self._target, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(self._target), os.lstat(self.path))
+
+    def _unlock_target(self) -> None:
+        if self._target >= 0:
+            os.close(self._target)
+            self._target = -1
+
+    def _busy(self) -> OutputError:
+        return OutputError(f"{printable(self.path)}: another qcowdelta is writing it")
 
     def _open(self) -> int:
         try:
@@ -93,6 +126,7 @@ class AtomicOutput:
                 self._remove_temporary()
             finally:
                 os.close(self.fd)
+                self._unlock_target()
 
     def _remove_temporary(self) -> None:
         if self._temporary is not None:
@@ -114,7 +148,7 @@ class AtomicOutput:
     def _commit(self) -> None:
         """Bring it to disk, give it its name, and bring that to disk too."""
         os.fsync(self.fd)
-        if self._force:
+        if self._replaces:
             if self._temporary is None:
                 self._temporary = self._temporary_name()
                 self._link(self._temporary)
@@ -142,4 +176,21 @@ class AtomicOutput:
                 finally:
                     os.close(here)
         except FileExistsError as error:
-            raise self._exists() from error
+            raise OutputError(
+                f"{printable(self.path)}: exists already, since another process wrote it "
+                "meanwhile: not replaced"
+            ) from error
+
+
+def check_target(path: PathName, *, force: bool) -> None:
+    """Refuse what an output could not be put in the place of.
+
+    Raises:
+        OutputError: something is there already, or it is not a regular file.
+    """
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise OutputError(f"{printable(path)}: exists already; --force replaces it")
+    if not os.path.isfile(path) or os.path.islink(path):
+        raise OutputError(f"{printable(path)}: is not a regular file: not replaced")

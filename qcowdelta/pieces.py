@@ -2,11 +2,13 @@
 
 The proofs, cheapest first; each looks only at what those before it left open:
 
+0. where a dirty bitmap limits the comparing, what it does not mark: taken to be equal;
 1. the same place of the same file: equal; the changes of a patch over this very base: changed;
 2. zeros on both sides by metadata, holes of the host files included: equal;
 3. both compressed: left to :mod:`.payloads`, which compares payloads before it inflates any;
 4. the same physical blocks, says the host file system: equal;
-5. everything else has to be read.
+5. where the bitmap is trusted, what is left: taken to be changed;
+6. everything else has to be read.
 """
 
 from __future__ import annotations
@@ -18,7 +20,19 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from .extents import Extents, Kind, Mask, Offsets, coalesce, cut_at, cut_index, guest_points, pick
+from .dirty import DirtyRanges
+from .extents import (
+    Extents,
+    Kind,
+    Mask,
+    Offsets,
+    coalesce,
+    cut_at,
+    cut_index,
+    guest_points,
+    inside,
+    pick,
+)
 from .hostfile import WORTH_ASKING, HostFile
 from .image import Image
 
@@ -31,7 +45,8 @@ class Verdict(IntEnum):
     ZERO = 2
     SHARED_EXTENT = 3
     CHANGED = 4
-    """Differs, and has more than zeros in NEW."""
+    """Differs, as a patch or a bitmap says; what has data is taken to have more than zeros."""
+    NOT_DIRTY = 5
 
 
 @dataclass
@@ -84,10 +99,18 @@ class Pieces:
 
 
 class Classifier:
-    """Applies the proofs that need no content to windows of two images."""
+    """Applies the proofs that need no content to windows of two images.
 
-    def __init__(self, old: Image, new: Image) -> None:
-        self._old, self._new = old, new
+    Args:
+        old, new: the images.
+        dirty: what may differ; None: anything may.
+        trust: take what is dirty to be changed where no other proof says that it is not.
+    """
+
+    def __init__(
+        self, old: Image, new: Image, dirty: DirtyRanges | None = None, trust: bool = False
+    ) -> None:
+        self._old, self._new, self._dirty, self._trust = old, new, dirty, trust
         known: dict[tuple[int, ...], int] = {}
         keys = [
             np.array([known.setdefault(s.file.key, len(known)) for s in image.sources])
@@ -105,6 +128,8 @@ class Classifier:
             CorruptImageError: a table in the way is damaged.
         """
         pieces = Pieces.pair(self._old.extents(start, stop), self._new.extents(start, stop))
+        if self._dirty is not None:
+            self._decide_not_dirty(pieces, self._dirty.ranges(start, stop))
         self._decide_shared_layers(pieces)
         if self._changes_only:
             changed = (pieces.new["kind"] == Kind.DATA) & (pieces.new["source"] == 0)
@@ -113,7 +138,13 @@ class Classifier:
         zero = (pieces.old["kind"] == Kind.ZERO) & (pieces.new["kind"] == Kind.ZERO)
         pieces.decide(zero, Verdict.ZERO)
         self._decide_shared_extents(pieces)
+        if self._trust:
+            pieces.decide(pieces.open, Verdict.CHANGED)
         return pieces
+
+    def _decide_not_dirty(self, pieces: Pieces, dirty: Offsets) -> None:
+        pieces.cut(dirty.reshape(-1))
+        pieces.decide(~inside(pieces.start, dirty), Verdict.NOT_DIRTY)
 
     def _decide_shared_layers(self, pieces: Pieces) -> None:
         old, new = pieces.old, pieces.new

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import PolicyError, printable
+from .formats import FORMATS
 from .hostfile import HostFile
+from .qcow2.header import Header
+from .secret import Secret
 
 MAX_DEPTH = 256
 
@@ -24,14 +27,41 @@ class OpenPolicy:
     Attributes:
         allow_paths: folders in which a named file may lie, besides that of the image naming it.
         force_share: read images that a writer has locked, without locking them.
+        allow_protocols: protocols that a backing name may have, ``json`` for ``json:{…}``.
+        secret: what opens the image, and what lies below it, where that is encrypted.
+        through_qemu: let QEMU read what could be read without it, too.
     """
 
     allow_paths: tuple[Path, ...] = ()
     force_share: bool = False
+    allow_protocols: tuple[str, ...] = ()
+    secret: Secret | None = None
+    through_qemu: bool = False
 
     def open_given(self, path: str | os.PathLike[str]) -> HostFile:
         """Open a file that the user named: anywhere, and a block device too."""
         return HostFile.open(path, lock=not self.force_share, device=True)
+
+    def backing_path(self, name: bytes, *, by: HostFile) -> str | None:
+        """Return the path that a backing name means, by QEMU's rules; None: no file's, but allowed.
+
+        A relative name is relative to the folder of the image's path as it was given.
+
+        Raises:
+            PolicyError: it is a ``json:`` description or has a protocol, and that is not allowed.
+        """
+        text = os.fsdecode(name)
+        protocol = _protocol(text)
+        if protocol is None:
+            return os.path.join(os.path.dirname(by.path), text)
+        if protocol not in self.allow_protocols:
+            raise PolicyError(
+                f"names backing file {printable(text)!r}: json: and protocol names are not "
+                "followed; give it a plain file name with 'qemu-img rebase -u', or allow this with "
+                f"--allow-protocol {printable(protocol)}",
+                path=by.path,
+            )
+        return None
 
     def open_named(self, path: str, *, by: HostFile, what: str) -> HostFile:
         """Open a file that the image ``by`` names, at a path already resolved by its rules.
@@ -66,27 +96,37 @@ class OpenPolicy:
             ) from error
 
 
+def _protocol(name: str) -> str | None:
+    """Return a backing name's protocol, as ``nbd`` of ``nbd+unix://…``; None: it is a file's."""
+    scheme, colon, _ = name.partition(":")
+    return scheme.partition("+")[0] if colon and "/" not in scheme else None
+
+
 def _inside(path: str, folder: str) -> bool:
     return path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def backing_path(name: bytes, by: HostFile) -> str:
-    """Return the path that a backing name means, by QEMU's rules (block.c, path_combine).
-
-    A relative name is relative to the folder of the image's path as it was given.
+def backing_format(header: Header, by: HostFile) -> str:
+    """Return the format that a qcow2 image records of its backing file.
 
     Raises:
-        PolicyError: the name is a ``json:`` description or has a protocol.
+        PolicyError: it records none, or one that is not read here.
     """
-    text = os.fsdecode(name)
-    scheme, colon, _ = text.partition(":")
-    if colon and "/" not in scheme:
+    shown = printable(header.backing_file or b"")
+    fmt = header.backing_format
+    if fmt is None:
         raise PolicyError(
-            f"names backing file {printable(text)!r}: json: and protocol names are never followed; "
-            "give it a plain file name with 'qemu-img rebase -u'",
+            f"names backing file {shown} without its format, which is not guessed; "
+            "record it with 'qemu-img rebase -u -F FORMAT -b NAME IMAGE'",
             path=by.path,
         )
-    return os.path.join(os.path.dirname(by.path), text)
+    if fmt not in FORMATS:
+        raise PolicyError(
+            f"names backing file {shown} of format {printable(fmt)!r}; "
+            f"known are: {', '.join(FORMATS)}",
+            path=by.path,
+        )
+    return fmt
 
 
 def data_file_path(name: bytes, by: HostFile) -> str:

@@ -7,7 +7,7 @@ import fcntl
 import os
 from types import TracebackType
 
-from .errors import OutputError, PathName, printable
+from .errors import PathName
 from .journal import Journal
 from .output import AtomicOutput
 
@@ -43,6 +43,7 @@ class ResumableOutput(AtomicOutput):
             self._begin()
         except BaseException:
             os.close(self.fd)
+            self._unlock_target()
             raise
 
     def _open(self) -> int:
@@ -76,9 +77,6 @@ class ResumableOutput(AtomicOutput):
     def partial(self) -> str:
         """The hidden name."""
         return _beside(self.path, "partial")
-
-    def _busy(self) -> OutputError:
-        return OutputError(f"{printable(self.path)}: another qcowdelta is writing it")
 
     def _temporary_name(self) -> str:
         return self.partial

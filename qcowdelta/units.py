@@ -34,6 +34,15 @@ def ceil_div(value: int, unit: int) -> int:
     return -(-value // unit)
 
 
+def readable(count: float) -> str:
+    """Return a number of bytes as people read it: ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
+
+
 def usable_cpus() -> int:
     """Return how many threads are worth starting."""
     return min(8, len(os.sched_getaffinity(0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from .errors import PathName
@@ -57,6 +58,8 @@ def check_overlay(path: PathName, *, policy: OpenPolicy | None = None) -> Overla
         file.close()
     if header.backing_file is None:
         return OverlayCheck(structure, identity or None, None, None)
+    if header.crypt_method:  # QEMU reads it with all that lies below; ours are never encrypted
+        return OverlayCheck(structure, identity or None, os.fsdecode(header.backing_file), None)
     with open_image(path, policy=policy) as image:
         base = Image(image.layers[1:])
         match = identity.match(base) if identity else None

@@ -13,17 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.support import hostile, qemu
+from tests.support.debian import Debian, debugfs
 
-RELEASE = "bookworm"
-DISK_SIZE = "1G"
-BUILD_LIMIT, BOOT_LIMIT = 240.0, 150.0
+BOOT_LIMIT = 150.0
 OLD_MARKER, NEW_MARKER = "qcowdelta-marker-old", "qcowdelta-marker-new"
-PAYLOAD = "/srv/payload"
 
 # Runs as process 1: says which disk this is and what its payload reads as, and turns it off.
 INIT = """#!/bin/sh
 mount -t proc proc /proc
-echo "{marker} $(sha256sum {payload})" >/dev/ttyS0
+echo "{marker} $(sha256sum /srv/payload)" >/dev/ttyS0
 sync
 echo o >/proc/sysrq-trigger
 sleep 60
@@ -33,95 +31,59 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @dataclass(frozen=True)
-class Debian:
-    """A bootable pair, and the kernel to boot it by."""
+class Pair:
+    """A bootable pair, and the Debian that both are."""
 
     folder: Path
     old: Path
     new: Path
-    kernel: Path
-    initrd: Path
+    debian: Debian
     old_digest: str
     new_digest: str
 
 
-def _tool(name: str) -> str:
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-def _run(*argv: str | Path, stdin: str = "") -> None:
-    done = subprocess.run(
-        argv, input=stdin, text=True, capture_output=True, timeout=BUILD_LIMIT, check=False
-    )
-    assert done.returncode == 0, f"{argv[0]}: {done.stderr[-2000:]}"
-
-
-def _payload(path: Path, length: int) -> str:
-    content = os.urandom(length)
-    path.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
-
-
 @pytest.fixture(scope="module")
-def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debian]:
-    qemu.require("qemu-img", "qemu-system")
-    mmdebstrap, mke2fs, debugfs = map(_tool, ("mmdebstrap", "mke2fs", "debugfs"))
-    if os.geteuid() != 0:
-        pytest.skip("building a Debian needs root")
-    folder = tmp_path_factory.mktemp("debian")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    debian = Debian.get(tmp_path_factory)
+    folder = tmp_path_factory.mktemp("boot")
     try:
-        yield _build(folder, mmdebstrap, mke2fs, debugfs)
+        yield _build(folder, debian)
     finally:
         shutil.rmtree(folder)
 
 
-def _build(folder: Path, mmdebstrap: str, mke2fs: str, debugfs: str) -> Debian:
-    tree = folder / "tree"
-    _run(mmdebstrap, "--quiet", "--mode=root", "--variant=minbase",
-         "--include=linux-image-cloud-amd64", "--dpkgopt=path-exclude=/usr/share/doc/*",
-         "--dpkgopt=path-exclude=/usr/share/locale/*", RELEASE, tree)  # fmt: skip
-    old_digest = _payload(tree / PAYLOAD.lstrip("/"), 3 << 20)
-    init = tree / "marker-init"
-    init.write_text(INIT.format(marker=OLD_MARKER, payload=PAYLOAD))
-    init.chmod(0o755)
-    kernel, initrd = folder / "kernel", folder / "initrd"
-    shutil.copyfile(next((tree / "boot").glob("vmlinuz-*")), kernel)
-    shutil.copyfile(next((tree / "boot").glob("initrd.img-*")), initrd)
-    raw = folder / "disk.raw"
-    _run(mke2fs, "-q", "-F", "-t", "ext4", "-d", tree, raw, DISK_SIZE)
-    shutil.rmtree(tree)
-    old, new = folder / "old.qcow2", folder / "new.qcow2"
+def _build(folder: Path, debian: Debian) -> Pair:
+    raw, old, new = folder / "disk.raw", folder / "old.qcow2", folder / "new.qcow2"
+    debian.copy(raw)
+    old_digest = _change(raw, folder, OLD_MARKER, 3 << 20)
     qemu.convert(raw, old, source_fmt="raw", target_fmt="qcow2")
-    new_digest = _change(raw, folder, debugfs)
+    debugfs(raw, "rm /marker-init", "rm /srv/payload")
+    new_digest = _change(raw, folder, NEW_MARKER, 5 << 20)
     qemu.convert(raw, new, source_fmt="raw", target_fmt="qcow2")
     raw.unlink()
-    return Debian(folder, old, new, kernel, initrd, old_digest, new_digest)
+    return Pair(folder, old, new, debian, old_digest, new_digest)
 
 
-def _change(raw: Path, folder: Path, debugfs: str) -> str:
-    """Write another marker and a longer payload into the file system, in place."""
+def _change(raw: Path, folder: Path, marker: str, length: int) -> str:
+    """Write a marker and a payload into the file system, in place; return the payload's digest."""
     init, payload = folder / "init", folder / "payload"
-    init.write_text(INIT.format(marker=NEW_MARKER, payload=PAYLOAD))
-    digest = _payload(payload, 5 << 20)
-    commands = [
-        "rm /marker-init", f"write {init} marker-init", "sif /marker-init mode 0100755",
-        f"rm {PAYLOAD}", "cd /srv", f"write {payload} payload",
-    ]  # fmt: skip
-    _run(debugfs, "-w", "-f", "-", raw, stdin="\n".join(commands) + "\n")
-    return digest
+    init.write_text(INIT.format(marker=marker))
+    payload.write_bytes(os.urandom(length))
+    debugfs(
+        raw, f"write {init} marker-init", "sif /marker-init mode 0100755",
+        "cd /srv", f"write {payload} payload",
+    )  # fmt: skip
+    return hashlib.sha256(payload.read_bytes()).hexdigest()
 
 
-def _boot(debian: Debian, image: Path) -> str:
+def _boot(pair: Pair, image: Path) -> str:
     """What the guest says on its serial line; the image is not written."""
-    log = debian.folder / "serial.log"
+    log = pair.folder / "serial.log"
     argv: list[str | Path] = [
         qemu.program("qemu-system"), "-accel", "tcg", "-m", "512", "-nodefaults",
         "-display", "none", "-nic", "none", "-no-reboot", "-serial", f"file:{log}", "-snapshot",
         "-drive", f"file={image},format=qcow2,if=virtio",
-        "-kernel", debian.kernel, "-initrd", debian.initrd,
+        "-kernel", pair.debian.kernel, "-initrd", pair.debian.initrd,
         "-append", "root=/dev/vda rw console=ttyS0 init=/marker-init panic=-1 quiet",
     ]  # fmt: skip
     done = subprocess.run(argv, capture_output=True, text=True, timeout=BOOT_LIMIT, check=False)
@@ -129,17 +91,27 @@ def _boot(debian: Debian, image: Path) -> str:
     return log.read_text(errors="replace")
 
 
-def test_overlay_boots_as_new(debian: Debian) -> None:
-    overlay = debian.folder / "overlay.qcow2"
-    before = [hashlib.sha256(path.read_bytes()).digest() for path in (debian.old, debian.new)]
-    done = hostile.cli("diff", debian.old, debian.new, "-o", overlay, limit=60)
+def test_overlay_without_free_space_boots_as_new(pair: Pair) -> None:
+    overlay = pair.folder / "dropped.qcow2"
+    done = hostile.cli("diff", pair.old, pair.new, "-o", overlay, "--drop-free", limit=60)
+    assert done.status == 0, done.stderr
+    assert not qemu.compare(overlay, pair.new, "qcow2", "qcow2"), "nothing was left out"
+    said = _boot(pair, overlay)
+    assert f"{NEW_MARKER} {pair.new_digest}" in said, said[-2000:]
+    assert qemu.check(overlay)["corruptions"] == 0
+
+
+def test_overlay_boots_as_new(pair: Pair) -> None:
+    overlay = pair.folder / "overlay.qcow2"
+    before = [hashlib.sha256(path.read_bytes()).digest() for path in (pair.old, pair.new)]
+    done = hostile.cli("diff", pair.old, pair.new, "-o", overlay, limit=60)
     assert done.status == 0, done.stderr
     assert overlay.stat().st_size < 32 << 20
-    assert qemu.compare(overlay, debian.new, "qcow2", "qcow2", strict=True)
-    debian.new.unlink()  # all that boots is OLD and the overlay
-    said = _boot(debian, overlay)
+    assert qemu.compare(overlay, pair.new, "qcow2", "qcow2", strict=True)
+    pair.new.unlink()  # all that boots is OLD and the overlay
+    said = _boot(pair, overlay)
     assert NEW_MARKER in said, said[-2000:]
-    assert f"{NEW_MARKER} {debian.new_digest}" in said
+    assert f"{NEW_MARKER} {pair.new_digest}" in said
     assert OLD_MARKER not in said
-    assert hashlib.sha256(debian.old.read_bytes()).digest() == before[0]
+    assert hashlib.sha256(pair.old.read_bytes()).digest() == before[0]
     assert qemu.check(overlay)["corruptions"] == 0

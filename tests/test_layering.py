@@ -18,23 +18,42 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qcowdelta"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # What needs nothing of ours.
-    ("disk.kinds", "disk.tsk_worker", "errors", "journal", "threads", "units", "version"),
+    (
+        "disk.kinds",
+        "disk.tsk_worker",
+        "errors",
+        "journal",
+        "qemu.launch",
+        "threads",
+        "units",
+        "version",
+    ),
     ("declare", "extents"),
-    ("hostfile",),
+    ("hostfile", "secret"),
+    ("formats",),
+    # QEMU's programs, and talking to them.
+    ("qemu.nbd", "qemu.programs", "qemu.qmp", "qemu.sockets"),
+    ("qemu.daemon", "qemu.remote", "qemu.vmdk"),
+    ("qemu.headers",),
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),
     ("qcow2.codec", "qcow2.header"),
-    ("qcow2.bitmaps", "qcow2.snapshots", "qcow2.tables", "qcow2.writer"),
+    ("qcow2.snapshots", "qcow2.tables", "qcow2.writer"),
+    ("qcow2.bitmaps",),
     ("layer", "qcow2.check"),
     ("qcow2.image", "raw"),
+    ("qemu.export",),
     # Images: files and all that lies under them.
     ("policy", "reader"),
+    ("qemu.graph",),
+    ("qemu.convert",),
+    ("qemu.image",),
     ("image", "ranges"),
     # Deltas, and what finds them.
-    ("delta",),
+    ("delta", "dirty"),
     ("hashtree", "pieces"),
-    ("identity", "payloads"),
-    ("diff",),
+    ("identity", "payloads", "spotcheck"),
+    ("diff", "spliced"),
     # What a disk's content means, and whose the changes are.
     ("disk.records", "disk.space", "disk.volume"),
     ("disk.files", "disk.partitions", "disk.probe"),
@@ -46,7 +65,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("disk.ext.read",),
     ("disk.diskmap",),
     ("disk.pairing",),
-    ("attribution",),
+    ("attribution", "dropfree"),
     ("advice", "cells", "filechanges"),
     ("attribute",),
     # What takes a delta or an image.
@@ -65,9 +84,22 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("patch.apply", "patch.combine", "patch.verify"),
     # What tells of any of these files.
     ("info",),
+    # What shows whose a delta is.
+    ("report.words",),
+    ("report.bare", "report.cells", "report.markup", "report.tree"),
+    ("report.document", "report.sections"),
+    ("report.page",),
+    # A running VM.
+    ("live.names", "live.scratch"),
+    ("live.machine",),
+    ("live.steps", "live.undo"),
+    ("live.checkpoint",),
+    ("live.dirty", "live.fleecing"),
+    ("live.view",),
+    ("live.cleanup", "live.status"),
     # The command line.
     ("cli.memory", "cli.options", "cli.show"),
-    ("cli.info", "cli.sinks"),
+    ("cli.info", "cli.overview", "cli.sinks"),
     (
         "cli.apply",
         "cli.check",
@@ -75,12 +107,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "cli.convert",
         "cli.diff",
         "cli.inspect",
+        "cli.live",
         "cli.verify",
     ),
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}
-NAMESPACES = {"", "disk", "disk.ext", "patch", "qcow2"}
+NAMESPACES = {"", "disk", "disk.ext", "live", "patch", "qcow2", "qemu", "report"}
 """Packages whose own ``__init__`` holds nothing that another module may use."""
 
 FOR_PEOPLE = {"argparse", "click", "curses", "getpass", "logging", "rich", "rich_click"}

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from qcowdelta import OpenPolicy, open_image
 from qcowdelta.errors import ImageLockedError
 from tests.support import hostile, qemu
+from tests.support.holders import HOLDERS, StartError
 from tests.support.hostile import MIB
 
 pytestmark = pytest.mark.usefixtures("qemu_tools")
@@ -50,6 +52,88 @@ def _has_open(pid: int, prefix: str) -> bool:
         links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
         return any(link.startswith(prefix) for link in links)
     return False
+
+
+@contextlib.contextmanager
+def _held_by(holder: str, path: Path, fmt: str = "qcow2") -> Iterator[int]:
+    """The image is held by a process of that kind."""
+    tool, hold = HOLDERS[holder]
+    qemu.require(tool)
+    with hold(path, fmt) as pid:
+        yield pid
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_image_of_a_running_process_is_refused_with_what_to_do(
+    holder: str, fmt: str, tmp_path: Path
+) -> None:
+    path, other = tmp_path / f"image.{fmt}", tmp_path / "other.raw"
+    qemu.create(path, MIB, fmt=fmt)
+    qemu.write(path, 0, 65536, 0x11, fmt=fmt)
+    other.write_bytes(bytes(MIB))
+    out = tmp_path / "out.qcow2"
+    with _held_by(holder, path, fmt):
+        for words in (
+            ("diff", path, other, "-o", out),
+            ("diff", other, path, "-o", out),
+            ("inspect", other, path),
+            ("info", path),
+        ):
+            done = hostile.cli(*words)
+            assert done.status == 2
+            assert len(done.lines) == 1
+            assert path.name in done.lines[0]
+            assert "in use" in done.lines[0]
+            assert "qcowdelta live diff" in done.lines[0]
+            assert "--force-share" in done.lines[0]
+        assert not out.exists()
+        # Nothing writes just now, so what is read all the same is consistent.
+        assert hostile.cli("diff", "-U", other, path, "-o", out).status == 0
+        assert hostile.cli("info", "-U", path).status == 0
+    assert qemu.compare(out, path, "qcow2", fmt)
+    assert hostile.cli("info", path).status == 0
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_backing_files_of_a_running_process_can_be_read(
+    holder: str, chain: Path, tmp_path: Path
+) -> None:
+    base, other, out = chain.with_name("base.qcow2"), tmp_path / "other.raw", tmp_path / "out"
+    other.write_bytes(bytes(MIB))
+    with _held_by(holder, chain):
+        assert hostile.cli("diff", other, base, "-o", out).status == 0
+        assert hostile.cli("diff", base, chain, "-o", tmp_path / "none").status == 2
+        assert hostile.cli("info", base).status == 0
+        # It goes on as if nothing had been.
+        with open_image(base) as image:
+            assert image.reader().read(0, 2) == b"\x11\x11"
+    assert qemu.compare(out, base, "qcow2", "qcow2")
+
+
+@pytest.mark.parametrize("name", ["top.qcow2", "base.qcow2"])
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_process_that_would_write_does_not_start_while_we_read(
+    holder: str, name: str, chain: Path
+) -> None:
+    def start() -> None:
+        with _held_by(holder, chain.with_name(name)):
+            pass
+
+    with open_image(chain), pytest.raises(StartError, match="lock"):
+        start()
+    with open_image(chain, policy=OpenPolicy(force_share=True)):
+        start()
+    start()
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_process_over_what_we_read_starts(holder: str, chain: Path) -> None:
+    """What lies under a new machine's disk may be read by others meanwhile."""
+    with open_image(chain.with_name("base.qcow2")) as image:
+        with _held_by(holder, chain):
+            assert image.reader().read(0, 2) == b"\x11\x11"
+        assert _try_to_write(chain) == ""
 
 
 @pytest.mark.parametrize("fmt", ["qcow2", "raw"])

@@ -19,6 +19,7 @@ from .convert import convert
 from .diff import diff
 from .info import info
 from .inspect import inspect
+from .live import live
 from .memory import keep_freed_memory
 from .verify import verify
 
@@ -31,7 +32,8 @@ _SWITCH_INTERVAL = 0.0002
 def cli() -> None:
     """Find the difference between two disk images; write it as a qcow2 overlay or a patch.
 
-    Images are qcow2 (any version, snapshot or backing chain) or raw.
+    Images are qcow2 (any version, snapshot or backing chain) or raw, and through QEMU's
+    programs vmdk, vdi, vhdx, vpc, luks, qed, qcow or parallels.
     """
 
 
@@ -46,6 +48,7 @@ for command in (
     compose,
     invert,
     index,
+    live,
 ):
     cli.add_command(command)
 

@@ -26,7 +26,7 @@ _RAW = {".raw", ".img"}
 @click.option(
     "--format",
     "output_format",
-    type=opt.FORMATS,
+    type=click.Choice(["qcow2", "raw"]),
     help="Its format; default: raw where its name ends in .raw or .img, else qcow2.",
 )
 @click.option("--cluster-size", type=opt.Size(), help="Default: OLD's, or 64k where OLD is raw.")
@@ -48,6 +48,7 @@ def apply(patch: Path, base: Path, output: Path, **options: Any) -> None:
         opened = stack.enter_context(opt.open_patch(patch))
         old = stack.enter_context(opt.open_base(base, options))
         sinks.refuse_input(output, old, *([] if str(patch) == "-" else [str(patch)]))
+        opt.tell_plain(output, options, old)
         how = _image_options(old, output, options)
         with progress(opt.wants_progress(options["progress"], options["quiet"]), "Writing") as show:
             report = apply_patch(
@@ -69,6 +70,7 @@ def apply(patch: Path, base: Path, output: Path, **options: Any) -> None:
                 "file_size": report.file_size,
                 "segments": report.segments,
                 "resumed": report.resumed,
+                "opened": {"old": opt.described(old)},
                 "seconds": round(seconds, 3),
             }
         )

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("overlay", type=opt.FILE)
+@opt.secret_of("base")
 @opt.opening
 @opt.as_json
-def check(overlay: Path, allow_path: tuple[Path, ...], force_share: bool, as_json: bool) -> int:
+def check(overlay: Path, as_json: bool, **options: Any) -> int:
     """Check OVERLAY's structure and refcounts, and whether its base is still the same.
 
     Exit status: 0 all is well, 1 something was found, 2 it could not be checked.
@@ -25,7 +26,7 @@ def check(overlay: Path, allow_path: tuple[Path, ...], force_share: bool, as_jso
     from ..verify import check_overlay
     from .show import print_json
 
-    found = check_overlay(overlay, policy=opt.policy(allow_path, force_share))
+    found = check_overlay(overlay, policy=opt.policy(options, "base"))
     if as_json:
         print_json(_json(found))
     else:

@@ -72,12 +72,15 @@ def _to_patch(
     from ..image import Image, open_image
     from ..patch.blocks import BLOCK
 
-    how = opt.policy(options["allow_path"], options["force_share"])
-    new = stack.enter_context(open_image(path, policy=how))
+    new = stack.enter_context(open_image(path, policy=opt.policy(options, "base")))
+    opt.tell_how(new, options)
     if options["base"] is not None:
         old = stack.enter_context(opt.open_base(options["base"], options))
     elif len(new.layers) < 2:
-        raise OptionError(f"{printable(path)} has no backing file, so it is no overlay")
+        raise OptionError(
+            f"{printable(path)} has no backing file, so it is no overlay, or QEMU reads it as one "
+            "with that; name the backing file as --base"
+        )
     else:
         old = Image(new.layers[1:])
     sinks.refuse_input(output, old, new)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rich_click as click
 
 from . import options as opt
 from . import sinks
-
-if TYPE_CHECKING:
-    from ..image import Image
 
 
 @click.command()
@@ -21,39 +18,51 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=opt.FILE, required=True, help="What to write.")
 @sinks.to
 @opt.formats
+@opt.bitmap
+@click.option(
+    "--drop-free",
+    is_flag=True,
+    help="Leave out what differs only where NEW's file systems have free space. The result has "
+    "all of NEW's files, but is not block-identical to NEW.",
+)
 @sinks.to_overlay
 @sinks.to_patch
 @opt.opening
 @sinks.writing
 def diff(old: Path, new: Path, output: Path, **options: Any) -> None:
     """Write what turns OLD into NEW: a qcow2 overlay over OLD, or a portable patch."""
+    from ..diff import ImageDelta
+    from ..dropfree import drop_free
+    from ..errors import printable
+    from ..patch.blocks import BLOCK
+
     what = sinks.chosen(output, options)
     with contextlib.ExitStack() as stack:
         first, second = opt.open_pair(old, new, options)
         stack.enter_context(first)
         stack.enter_context(second)
         sinks.refuse_input(output, first, second)
-        write = _patch if what == "patch" else _overlay
-        figures = write(stack, first, second, output, options)
+        dirty = opt.open_bitmap(first, second, options)
+        free = drop_free(first, second) if options["drop_free"] else None
+        target = second if free is None else free.image
+
+        def delta(unit: int) -> ImageDelta:
+            return ImageDelta(
+                first, target, granularity=unit, dirty=dirty, trust=options["trust_bitmap"]
+            )
+
+        if what == "patch":
+            figures = sinks.patch(delta(BLOCK), output, options)
+        else:
+            base = sinks.backing(stack, first, output, options, options["old_snapshot"])
+            how = sinks.overlay_options(first, base, output, options)
+            figures = sinks.overlay(delta, base, output, how, options)
+    name = options["bitmap"]
+    figures["bitmap"] = None if name is None else printable(name)
+    if free is not None:
+        figures["dropped_free"] = {
+            "free_bytes": free.free_bytes,
+            "dropped_bytes": free.dropped_bytes,
+            "untouched_partitions": [part.number for part in free.untouched],
+        }
     sinks.show(figures, options)
-
-
-def _patch(
-    stack: contextlib.ExitStack, old: Image, new: Image, output: Path, options: dict[str, Any]
-) -> dict[str, Any]:
-    from ..diff import ImageDelta
-    from ..patch.blocks import BLOCK
-
-    return sinks.patch(ImageDelta(old, new, granularity=BLOCK), output, options)
-
-
-def _overlay(
-    stack: contextlib.ExitStack, old: Image, new: Image, output: Path, options: dict[str, Any]
-) -> dict[str, Any]:
-    from ..diff import ImageDelta
-
-    base = sinks.backing(stack, old, output, options, options["old_snapshot"])
-    how = sinks.overlay_options(old, base, output, options)
-    return sinks.overlay(
-        lambda unit: ImageDelta(old, new, granularity=unit), base, output, how, options
-    )

@@ -21,9 +21,10 @@ _SHOWN = 100
 def info(file: Path, force_share: bool, as_json: bool) -> None:
     """Show everything that FILE says of itself. No other file is opened."""
     from ..info import describe
+    from ..policy import OpenPolicy
     from .show import console, print_json
 
-    opened = opt.policy((), force_share).open_given(file)
+    opened = OpenPolicy(force_share=force_share).open_given(file)
     try:
         found = describe(opened)
     finally:
@@ -44,10 +45,10 @@ def _print(found: dict[str, Any], out: Any) -> None:
     for name, value in _rows(found):
         grid.add_row(name, escape(value))
     out.print(grid)
-    for name in ("features", "sections", "extensions", "snapshots", "bitmaps"):
+    for name in ("features", "sections", "extensions", "snapshots", "bitmaps", "extents"):
         if found.get(name):
             out.print()
-            out.print(_list(name, found[name]))
+            out.print(listing(name, found[name]))
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -61,7 +62,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["format"].startswith("qcpatch"):
         return rows + patch_rows(found)
     if found["format"] != "qcow2":
-        return rows
+        names = ("create_type", "backing_file", "encryption")
+        return rows + [(n.replace("_", " "), found[n]) for n in names if found.get(n)]
     header, tables = found["header"], found["tables"]
     rows += [
         ("version", str(header["version"])),
@@ -149,13 +151,16 @@ def _delta(delta: dict[str, Any] | None) -> list[tuple[str, str]]:
     return rows
 
 
-def _size(count: int) -> str:
+def _size(count: int | None) -> str:
     from .show import size
 
+    if count is None:
+        return "not told"
     return f"{size(count)} ({count:,} bytes)"
 
 
-def _list(name: str, rows: list[dict[str, Any]]) -> Any:
+def listing(name: str, rows: list[dict[str, Any]]) -> Any:
+    """Return a table of what a list has, a row each."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -3,87 +3,124 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from . import options as opt
+from . import sinks
 
 if TYPE_CHECKING:
+    from ..attribution import Attribution
     from ..delta import ChangeSource
     from ..image import Image
-    from ..inspect import Extent, Inspection
+    from ..inspect import Extent, Inspection, WatchedDelta
     from ..patch.container import PatchFile
 
-_MAP_ROWS = 8
 _SHOWN = 10
-_KINDS = {"ADDED": "data", "MODIFIED": "data", "ZEROED": "zero"}
 
 
 @click.command()
 @click.argument("old", type=opt.FILE, metavar="OLD|OVERLAY|PATCH")
 @click.argument("new", type=opt.FILE, metavar="[NEW|PATCH]", required=False)
 @opt.formats
+@opt.bitmap
 @click.option("--cluster-size", type=opt.Size(), help="What to count in; default: OLD's.")
+@click.option("--tree", is_flag=True, help="Show the directories in which files changed.")
+@click.option("--full", is_flag=True, help="Show all of it: every file, every partition.")
 @click.option("--clusters", is_flag=True, help="List every changed extent.")
+@click.option("--html", type=opt.FILE, metavar="FILE", help="Write a page to look around in.")
+@click.option("--force", is_flag=True, help="Replace FILE where it exists.")
+@click.option(
+    "--files/--no-files", default=True, help="Look into partitions and file systems; default: yes."
+)
 @click.option("--exit-code", is_flag=True, help="Exit 0 where same, 1 where not.")
 @opt.opening
 @opt.progress
 @opt.as_json
+@click.option("--json-lines", is_flag=True, help="Print JSON, a record a line.")
 def inspect(old: Path, new: Path | None, **options: Any) -> int:
-    """Show what changed between OLD and NEW, or what an OVERLAY or a PATCH changes."""
-    from ..inspect import inspect_delta
-    from .show import console, progress
+    """Show what changed between OLD and NEW, or what an OVERLAY or a PATCH changes.
 
-    out = console()
-    extents: list[Extent] = []
-    keep = extents.append if options["clusters"] or options["as_json"] else None
+    Which partitions, which files, which space, and why it is as much as it is.
+    """
+    from ..errors import OptionError
+
+    if options["as_json"] and options["json_lines"]:
+        raise OptionError("--json and --json-lines exclude each other")
     with contextlib.ExitStack() as stack:
-        delta, described = _source(stack, old, new, options)
-        wanted = opt.wants_progress(options["progress"], options["as_json"])
-        with progress(wanted, "Comparing") as show:
-            found = inspect_delta(
-                delta,
-                cells=_MAP_ROWS * (out.width - 2),
-                longest=_SHOWN,
-                each=keep,
-                progress=show,
-            )
-    if options["as_json"]:
-        _print_json(found, extents, described)
-    else:
-        _print(found, extents if options["clusters"] else None, described, out)
-    return int(options["exit_code"] and found.summary.changed_clusters > 0)
+        source = _source(stack, old, new, options)
+        write = _page(stack, source, options)
+        found = _go_through(source, options)
+        _show(found, options)
+        write(found)
+    return int(options["exit_code"] and found.inspection.summary.changed_clusters > 0)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is inspected.
+
+    Attributes:
+        delta: what tells the changes.
+        old, new: the images, or None where a patch is all there is.
+        patch: what the patch says of itself, where there is one.
+        files: the names of the inputs.
+    """
+
+    delta: ChangeSource
+    old: Image | None
+    new: Image | None
+    patch: dict[str, Any] | None
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What an inspection found."""
+
+    inspection: Inspection
+    attribution: Attribution
+    patch: dict[str, Any] | None
+    opened: dict[str, Any]
+    extents: list[Extent] = field(default_factory=list)
 
 
 def _source(
     stack: contextlib.ExitStack, old: Path, new: Path | None, options: dict[str, Any]
-) -> tuple[ChangeSource, dict[str, Any] | None]:
-    """Return what tells the changes and, where that is a patch, what this says of itself."""
+) -> _Source:
+    """Open what is inspected."""
     from ..diff import ImageDelta
     from ..errors import OptionError
-    from ..image import open_image
     from ..patch.describe import PatchChanges, describe_patch
     from ..patch.open import open_patched
 
+    files = tuple(str(path) for path in (old, new) if path is not None)
     patch = _patch(stack, old if new is None else new)
     if patch is None:
         first, second = _open(stack, old, new, options)
+    elif options["bitmap"] or options["trust_bitmap"]:
+        raise OptionError("--bitmap names a bitmap of NEW, and a patch has none")
     elif new is None:
         if options["cluster_size"] or options["old_format"] or options["old_snapshot"]:
             raise OptionError("a patch alone is told in its own blocks; name OLD before it")
-        return PatchChanges(patch), describe_patch(patch.file)
+        return _Source(PatchChanges(patch), None, None, describe_patch(patch.file), files)
     else:
-        how = opt.policy(options["allow_path"], options["force_share"])
-        first = stack.enter_context(
-            open_image(
-                old, format=options["old_format"], snapshot=options["old_snapshot"], policy=how
-            )
-        )
+        first = stack.enter_context(opt.open_side(old, options, "old"))
         second = stack.enter_context(open_patched(patch, first))
-    delta = ImageDelta(first, second, granularity=_granularity(first, second, options))
-    return delta, None if patch is None else describe_patch(patch.file)
+    dirty = opt.open_bitmap(first, second, options) if patch is None else None
+    delta = ImageDelta(
+        first,
+        second,
+        granularity=_granularity(first, second, options),
+        dirty=dirty,
+        trust=options["trust_bitmap"],
+    )
+    described = None if patch is None else describe_patch(patch.file)
+    return _Source(delta, first, second, described, files)
 
 
 def _patch(stack: contextlib.ExitStack, path: Path) -> PatchFile | None:
@@ -104,7 +141,7 @@ def _open(
     stack: contextlib.ExitStack, old: Path, new: Path | None, options: dict[str, Any]
 ) -> tuple[Image, Image]:
     from ..errors import OptionError, printable
-    from ..image import Image, open_image
+    from ..image import Image
 
     if new is not None:
         pair = opt.open_pair(old, new, options)
@@ -113,12 +150,12 @@ def _open(
         return pair
     if options["new_format"] or options["new_snapshot"]:
         raise OptionError("--new-format and --new-snapshot need a second image, NEW")
-    how = opt.policy(options["allow_path"], options["force_share"])
-    image = stack.enter_context(
-        open_image(old, format=options["old_format"], snapshot=options["old_snapshot"], policy=how)
-    )
+    image = stack.enter_context(opt.open_side(old, options, "old"))
     if len(image.layers) < 2:
-        raise OptionError(f"{printable(old)} has no backing file; name a second image")
+        raise OptionError(
+            f"{printable(old)} has no backing file, or QEMU reads it as one with "
+            "that; name a second image"
+        )
     return Image(image.layers[1:]), image
 
 
@@ -127,118 +164,98 @@ def _granularity(old: Image, new: Image, options: dict[str, Any]) -> int:
     return int(old.cluster_size or new.cluster_size or 64 << 10) if given is None else int(given)
 
 
-def _print_json(found: Inspection, extents: list[Extent], patch: dict[str, Any] | None) -> None:
-    from .show import print_json
+def _page(
+    stack: contextlib.ExitStack, source: _Source, options: dict[str, Any]
+) -> Callable[[_Found], None]:
+    """Return what writes the page, if one is wanted; whether it can be written is known first."""
+    from ..errors import OptionError
+    from ..output import AtomicOutput
 
-    summary, stats = found.summary, found.stats
-    print_json(
-        {
-            "virtual_size": summary.size,
-            "cluster_size": summary.granularity,
-            "changed_clusters": summary.changed_clusters,
-            "data_bytes": summary.data_bytes,
-            "zero_bytes": summary.zero_bytes,
-            "unchanged_bytes": summary.unchanged_bytes,
-            **{
-                kind.name.lower(): {"clusters": summary.count[kind], "bytes": summary.length[kind]}
-                for kind in summary.count
-            },
-            **({} if patch is None else {"patch": patch}),
-            "bytes_read_old": stats.bytes_read_old,
-            "bytes_read_new": stats.bytes_read_new,
-            "extents": [
-                {
-                    "start": e.start,
-                    "length": e.length,
-                    "kind": _KINDS[e.kind.name],
-                    "change": e.kind.name.lower(),
-                }
-                for e in extents
-            ],
-        }
+    path = options["html"]
+    if path is None:
+        if options["force"]:
+            raise OptionError("--force goes with --html")
+        return lambda _: None
+    sinks.refuse_input(path, *source.files, *filter(None, (source.old, source.new)))
+    output = stack.enter_context(AtomicOutput(path, force=options["force"]))
+
+    def write(found: _Found) -> None:
+        from ..report.page import write_page
+
+        write_page(found.attribution, found.inspection, output)
+
+    return write
+
+
+def _go_through(source: _Source, options: dict[str, Any]) -> _Found:
+    """Go through all that changed, once."""
+    from ..inspect import WatchedDelta
+    from ..report.cells import MOST
+    from .show import print_line, progress
+
+    extents: list[Extent] = []
+    each: Callable[[Extent], None] | None = None
+    if options["clusters"] or options["as_json"]:
+        each = extents.append
+    if options["json_lines"]:
+        from ..report.document import extent
+
+        def each(one: Extent) -> None:
+            print_line({"record": "extent", **extent(one)})
+
+    quiet = options["as_json"] or options["json_lines"]
+    with progress(opt.wants_progress(options["progress"], quiet), "Comparing") as show:
+        watched = WatchedDelta(source.delta, cells=MOST, longest=_SHOWN, each=each, progress=show)
+        attribution = _attributed(source, watched, options)
+    opened = {"old": opt.described(source.old), "new": opt.described(source.new)}
+    return _Found(watched.inspection(), attribution, source.patch, opened, extents)
+
+
+def _attributed(source: _Source, watched: WatchedDelta, options: dict[str, Any]) -> Attribution:
+    """Go through the changes, and return whose they are."""
+    from ..attribute import attribute
+    from ..report.bare import unattributed
+    from ..report.cells import MOST
+
+    if options["files"]:
+        return attribute(watched, source.old, source.new, cells=MOST)
+    for _ in watched.windows():
+        pass
+    return unattributed(
+        watched.inspection(), "what is on the disk was not looked into (--no-files)"
     )
 
 
-def _print(
-    found: Inspection, extents: list[Extent] | None, patch: dict[str, Any] | None, out: Any
-) -> None:
-    from rich.panel import Panel
+def _show(found: _Found, options: dict[str, Any]) -> None:
+    """Print what was found."""
+    from . import overview
+    from .show import console
 
-    from .show import disk_map, size
-
-    summary = found.summary
-    if patch is not None:
-        out.print(_patch_table(patch))
-        out.print()
-    out.print(_table(found))
-    title = f"the disk, {size(summary.size)}: a cell is {size(found.cell_size)}"
-    legend = "[green]█ added[/] [yellow]█ modified[/] [magenta]█ zeroed[/] [dim]· unchanged[/]"
-    lines = "\n".join(disk_map(found, out.width - 2))
-    out.print(Panel(lines, title=title, subtitle=legend, padding=0, title_align="left"))
-    if summary.changed_clusters:
-        shown = found.longest if extents is None else extents
-        out.print(_extents(shown, "Longest extents" if extents is None else "Changed extents"))
+    if options["as_json"] or options["json_lines"]:
+        _print_json(found, options)
+        return
+    page = overview.Page.on(console())
+    if options["tree"]:
+        overview.print_tree(page, found.attribution, found.inspection, full=options["full"])
+    elif options["full"]:
+        overview.print_full(page, found.attribution, found.inspection, found.patch)
+    else:
+        overview.print_summary(page, found.attribution, found.inspection, found.patch)
+    if options["clusters"]:
+        overview.print_extents(page, found.extents, "changed extents")
 
 
-def _patch_table(patch: dict[str, Any]) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
+def _print_json(found: _Found, options: dict[str, Any]) -> None:
+    from ..report import document
+    from .show import print_document, print_line
 
-    from .info import patch_rows
-
-    grid = Table(box=None, show_header=False, pad_edge=False)
-    grid.add_column(style="bold")
-    grid.add_column(overflow="fold")
-    for name, value in patch_rows(patch):
-        grid.add_row(name, escape(value))
-    return grid
-
-
-def _table(found: Inspection) -> Any:
-    from rich.table import Table
-
-    from .show import KIND_STYLES, size
-
-    summary = found.summary
-    table = Table(title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for name in ("clusters", "bytes", "share of the disk"):
-        table.add_column(name, justify="right")
-    for kind, count in summary.count.items():
-        name = kind.name.lower()
-        length = summary.length[kind]
-        table.add_row(
-            f"[{KIND_STYLES[name]}]{name}[/]", f"{count:,}", size(length), _share(length, summary)
-        )
-    total = -(-summary.size // summary.granularity)
-    rest = summary.unchanged_bytes
-    count = total - summary.changed_clusters
-    table.add_row("unchanged", f"{count:,}", size(rest), _share(rest, summary))
-    table.caption = f"in clusters of {size(summary.granularity)}"
-    table.caption_justify = "left"
-    return table
-
-
-def _share(length: int, summary: Any) -> str:
-    return f"{100 * length / summary.size:.2f} %" if summary.size else "-"
-
-
-def _extents(extents: Any, title: str) -> Any:
-    from rich.table import Table
-
-    from .show import KIND_STYLES, size
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("guest offset", justify="right")
-    table.add_column("length", justify="right")
-    table.add_column("size", justify="right")
-    table.add_column("change")
-    for extent in extents:
-        name = extent.kind.name.lower()
-        table.add_row(
-            f"{extent.start:#x}",
-            f"{extent.length}",
-            size(extent.length),
-            f"[{KIND_STYLES[name]}]{name}[/]",
-        )
-    return table
+    one, whole, more = found.inspection, found.attribution, {"opened": found.opened}
+    if found.patch is not None:
+        more["patch"] = found.patch
+    if options["json_lines"]:
+        for record in document.lines(whole, one, directories=options["tree"]):
+            print_line({**record, **more} if record["record"] == "summary" else record)
+        return
+    lists = document.lists(whole, directories=options["tree"])
+    extents = map(document.extent, found.extents)
+    print_document({**document.head(whole, one), **more}, {**lists, "extents": extents})

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
+from ..formats import FORMATS as _FORMATS
+
 if TYPE_CHECKING:
+    from ..dirty import DirtyRanges
     from ..image import Image
     from ..patch.container import PatchFile
     from ..policy import OpenPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORMATS = click.Choice(["qcow2", "raw"])
+FORMATS = click.Choice(_FORMATS)
 FILE = click.Path(path_type=Path)
+_SIDES = {"old": "OLD", "new": "NEW", "base": "OLD", "target": "NEW"}
 
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -64,13 +68,47 @@ opening = together(
         is_flag=True,
         help="Read images that are in use; what is read may be inconsistent.",
     ),
+    click.option(
+        "--allow-protocol",
+        multiple=True,
+        metavar="NAME",
+        help="Let backing names begin with NAME too: nbd, https, ssh, json.",
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Say how each image is read."),
 )
+
+
+def secret_of(side: str) -> Callable[[F], F]:
+    """Return the option that names the file with an image's secret."""
+    return click.option(
+        f"--{side}-secret-file",
+        type=FILE,
+        metavar="FILE",
+        help=f"{_SIDES[side]} is encrypted; FILE holds its secret.",
+    )
+
 
 formats = together(
     click.option("--old-format", type=FORMATS, help="OLD's format, instead of looking."),
     click.option("--new-format", type=FORMATS, help="NEW's format, instead of looking."),
     click.option("--old-snapshot", metavar="NAME", help="Take OLD as of an internal snapshot."),
     click.option("--new-snapshot", metavar="NAME", help="Take NEW as of an internal snapshot."),
+    secret_of("old"),
+    secret_of("new"),
+)
+
+bitmap = together(
+    click.option(
+        "--bitmap",
+        metavar="NAME",
+        help="Compare only what NEW's dirty bitmap NAME marks. OLD must be what NEW was when the "
+        "bitmap began: that is taken at your word, but for a few samples.",
+    ),
+    click.option(
+        "--trust-bitmap",
+        is_flag=True,
+        help="Take all that the bitmap marks as changed; compare nothing.",
+    ),
 )
 
 
@@ -82,6 +120,7 @@ def base_options(*, required: bool) -> Callable[[F], F]:
         ),
         click.option("--base-format", type=FORMATS, help="OLD's format, instead of looking."),
         click.option("--base-snapshot", metavar="NAME", help="OLD as of an internal snapshot."),
+        secret_of("base"),
     )
 
 
@@ -92,39 +131,111 @@ progress = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def policy(allow_path: tuple[Path, ...], force_share: bool) -> OpenPolicy:
-    """Return the policy that the options ask for."""
+def policy(options: dict[str, Any], side: str | None = None) -> OpenPolicy:
+    """Return the policy that the shared options ask for, for one side's image."""
     from ..policy import OpenPolicy
+    from ..secret import Secret
 
-    return OpenPolicy(allow_path, force_share)
+    secret = options.get(f"{side}_secret_file")
+    return OpenPolicy(
+        options["allow_path"],
+        options["force_share"],
+        options["allow_protocol"],
+        None if secret is None else Secret.read(secret),
+    )
+
+
+def open_side(path: Path, options: dict[str, Any], side: str) -> Image:
+    """Open one side's image as the shared options say, and tell how it is read if need be.
+
+    Args:
+        path: the image.
+        options: the command's.
+        side: ``old``, ``new``, ``base`` or ``target``, with which the names of its options begin.
+    """
+    from ..image import open_image
+
+    image = open_image(
+        path,
+        format=options.get(f"{side}_format"),
+        snapshot=options.get(f"{side}_snapshot"),
+        policy=policy(options, side),
+    )
+    tell_how(image, options)
+    return image
+
+
+def tell_how(image: Image, options: dict[str, Any]) -> None:
+    """Say how an image is read, where that was asked for, or where a copy had to be made."""
+    from ..errors import printable
+
+    for how in image.how:
+        copied = how.by == "qemu-img convert" and not options.get("quiet")
+        if options["verbose"] or copied:
+            by = "read natively" if how.by == "native" else f"read by {how.by}"
+            reason = f": {how.reason}" if how.reason else ""
+            click.echo(f"qcowdelta: {printable(how.path)}: {how.format}, {by}{reason}", err=True)
+
+
+def tell_plain(output: Path, options: dict[str, Any], *images: object) -> None:
+    """Say that an output has in plain what an image has encrypted."""
+    from ..errors import printable
+
+    hows = [how for image in images for how in getattr(image, "how", ())]
+    names = dict.fromkeys(printable(how.path) for how in hows if how.encrypted)
+    if names and not options.get("quiet"):
+        click.echo(
+            f"qcowdelta: {printable(output)}: is not encrypted, as {' and '.join(names)} "
+            f"{'is' if len(names) == 1 else 'are'}: it holds content in plain",
+            err=True,
+        )
+
+
+def described(image: object) -> list[dict[str, Any]]:
+    """Return how each file of an image is read, as ``--json`` prints it."""
+    from ..errors import printable
+
+    return [
+        {
+            "file": printable(how.path),
+            "format": how.format,
+            "by": how.by,
+            "reason": how.reason,
+            "encrypted": how.encrypted,
+        }
+        for how in getattr(image, "how", ())
+    ]
 
 
 def open_pair(old: Path, new: Path, options: dict[str, Any]) -> tuple[Image, Image]:
     """Open OLD and NEW as the shared options say."""
-    from ..image import open_image
-
-    how = policy(options["allow_path"], options["force_share"])
-    first = open_image(
-        old, format=options["old_format"], snapshot=options["old_snapshot"], policy=how
-    )
+    first = open_side(old, options, "old")
     try:
-        second = open_image(
-            new, format=options["new_format"], snapshot=options["new_snapshot"], policy=how
-        )
+        return first, open_side(new, options, "new")
     except BaseException:
         first.close()
         raise
-    return first, second
+
+
+def open_bitmap(old: Image, new: Image, options: dict[str, Any]) -> DirtyRanges | None:
+    """Return the dirty bitmap that the options name, held against OLD; None: they name none."""
+    from ..dirty import open_bitmap
+    from ..errors import OptionError
+    from ..spotcheck import spot_check
+
+    name = options["bitmap"]
+    if name is None:
+        if options["trust_bitmap"]:
+            raise OptionError("--trust-bitmap needs --bitmap NAME")
+        return None
+    dirty = open_bitmap(new, name)
+    spot_check(old, new, dirty)
+    return dirty
 
 
 def open_base(base: Path, options: dict[str, Any]) -> Image:
     """Open the base of a patch as the shared options say."""
-    from ..image import open_image
-
-    how = policy(options["allow_path"], options["force_share"])
-    return open_image(
-        base, format=options["base_format"], snapshot=options["base_snapshot"], policy=how
-    )
+    return open_side(base, options, "base")
 
 
 def open_patch(path: Path) -> PatchFile:

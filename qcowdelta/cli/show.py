@@ -1,4 +1,4 @@
-"""Showing things to people: sizes, progress, the map of a disk."""
+"""Showing things to people: sizes, progress, JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ..units import readable
+
 if TYPE_CHECKING:
     from ..delta import Progress
-    from ..inspect import Inspection
 
-SHADES = " ░▒▓█"
-KIND_STYLES = {"added": "green", "modified": "yellow", "zeroed": "magenta"}
+size = readable
 
 
 def console() -> Console:
@@ -30,13 +30,23 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def size(count: float) -> str:
-    """Return a number of bytes as people read it: ``1.5 MiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
+def print_line(value: Any) -> None:
+    """Print a value as JSON on a line of its own."""
+    sys.stdout.write(json.dumps(value, separators=(", ", ": ")) + "\n")
+
+
+def print_document(head: dict[str, Any], lists: dict[str, Iterator[dict[str, Any]]]) -> None:
+    """Print a JSON object: the head's items, and lists with an object a line, as they come."""
+    text = json.dumps(head, indent=2)
+    sys.stdout.write(text.removesuffix("\n}"))
+    for name, rows in lists.items():
+        sys.stdout.write(f",\n  {json.dumps(name)}: [")
+        empty = True
+        for row in rows:
+            sys.stdout.write(f"{'' if empty else ','}\n    {json.dumps(row)}")
+            empty = False
+        sys.stdout.write("]" if empty else "\n  ]")
+    sys.stdout.write("\n}\n")
 
 
 @contextlib.contextmanager
@@ -67,24 +77,3 @@ def progress(wanted: bool, title: str) -> Iterator[Progress | None]:
     with bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def disk_map(found: Inspection, width: int) -> Iterator[str]:
-    """Yield lines of a map of the disk: a cell is a range, its shade the share that changed.
-
-    The colour is that of the kind of change with the most bytes in the range.
-    """
-    from ..delta import ChangeKind
-
-    names = [kind.name.lower() for kind in ChangeKind]
-    changed = found.cells.sum(axis=0)
-    most = found.cells.argmax(axis=0).tolist()
-    cells = []
-    for index, total in enumerate(changed.tolist()):
-        length = min(found.cell_size, found.summary.size - index * found.cell_size)
-        share = total / length if length > 0 else 0.0
-        shade = SHADES[0 if not total else 1 + min(3, int(share * 4))]
-        style = KIND_STYLES[names[most[index]]]
-        cells.append(f"[{style}]{shade}[/]" if total else "[dim]·[/]")
-    for first in range(0, len(cells), width):
-        yield "".join(cells[first : first + width])

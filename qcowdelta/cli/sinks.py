@@ -84,6 +84,17 @@ def chosen(output: Path, options: dict[str, Any]) -> str:
     return str(what)
 
 
+def refuse_existing(output: Path, options: dict[str, Any]) -> None:
+    """Refuse an output that exists, before anything is done.
+
+    Raises:
+        OutputError: it does, and is not to be replaced.
+    """
+    from ..output import check_target
+
+    check_target(output, force=options["force"])
+
+
 def refuse_input(output: Path, *images: Image | str) -> None:
     """Refuse an output that is one of the inputs.
 
@@ -124,7 +135,7 @@ def backing(
                 "with the snapshot's content as --backing-name (qemu-img convert -l makes one)"
             )
         return old
-    how = opt.policy(options["allow_path"], options["force_share"])
+    how = opt.policy(options, "old" if "old_secret_file" in options else "base")
     base = open_named_base(old, given, output, policy=how, required=snapshot is not None)
     return old if base is None else stack.enter_context(base)
 
@@ -174,6 +185,7 @@ def overlay(
     begun = time.monotonic()
     wanted = opt.wants_progress(options["progress"], options["quiet"])
     found = delta(how.geometry.unit)
+    opt.tell_plain(output, options, found.base, found.target)
     with AtomicOutput(output, force=options["force"]) as out:
         identity = BaseIdentity.of(base, digest=options["digest"])
         with progress(wanted, "Comparing") as show:
@@ -200,6 +212,7 @@ def patch(delta: Delta, output: Path, options: dict[str, Any]) -> dict[str, Any]
 
     begun = time.monotonic()
     wanted = opt.wants_progress(options["progress"], options["quiet"])
+    opt.tell_plain(output, options, delta.base, delta.target)
     how = PatchOptions(options["effort"] or "default", options["threads"])
     with (
         AtomicOutput(output, force=options["force"]) as out,
@@ -227,6 +240,7 @@ def _names(delta: Delta, output: Path) -> dict[str, Any]:
         "old": printable(delta.base.path),
         "new": printable(target),
         "output": printable(output),
+        "opened": {"old": opt.described(delta.base), "new": opt.described(delta.target)},
     }
 
 
@@ -250,6 +264,7 @@ def _found(delta: Delta) -> dict[str, Any]:
             "equal_payload": stats.equal_payload,
             "shared_extent": stats.shared_extent,
             "told": stats.told,
+            "not_dirty": stats.not_dirty,
             "read": stats.read,
         },
         "bytes_read_old": stats.bytes_read_old,
@@ -271,7 +286,8 @@ def show(figures: dict[str, Any], options: dict[str, Any]) -> None:
         "zero": "zeros",
         "equal_payload": "equal compressed payload",
         "shared_extent": "shared host extents",
-        "told": "the patch",
+        "told": "trust in the bitmap" if figures.get("bitmap") else "the patch",
+        "not_dirty": "the bitmap",
         "read": "reading",
     }
     decided = ", ".join(
@@ -283,6 +299,20 @@ def show(figures: dict[str, Any], options: dict[str, Any]) -> None:
         f"{size(figures['data_bytes'])} changed, {size(figures['zero_bytes'])} zeroed, in "
         f"{figures['seconds']:.2f} s; decided: {decided or 'nothing'}"
     )
+    if "dropped_free" in figures:
+        _show_dropped(figures["output"], figures["dropped_free"])
+
+
+def _show_dropped(output: str, dropped: dict[str, Any]) -> None:
+    from .show import size
+
+    click.echo(
+        f"{output}: is not block-identical to NEW: {size(dropped['dropped_bytes'])} that differ in "
+        "free space were left out; every file is NEW's"
+    )
+    if dropped["untouched_partitions"]:
+        numbers = ", ".join(map(str, dropped["untouched_partitions"]))
+        click.echo(f"{output}: as in NEW, since nothing known was found in it: partition {numbers}")
 
 
 def _sources(figures: dict[str, Any]) -> str:

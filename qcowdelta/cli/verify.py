@@ -21,6 +21,7 @@ _SHOWN = 10
 @opt.base_options(required=False)
 @click.option("--target", type=opt.FILE, metavar="NEW", help="What it should lead to.")
 @click.option("--target-format", type=opt.FORMATS, help="NEW's format, instead of looking.")
+@opt.secret_of("target")
 @opt.opening
 @opt.as_json
 def verify(patch: Path, **options: Any) -> int:
@@ -28,7 +29,6 @@ def verify(patch: Path, **options: Any) -> int:
 
     Exit status: 0 all is well, 1 something is wrong, 2 it could not be checked.
     """
-    from ..image import open_image
     from ..patch.verify import verify_patch
     from .show import print_json
 
@@ -38,10 +38,7 @@ def verify(patch: Path, **options: Any) -> int:
         if options["base"] is not None:
             old = stack.enter_context(opt.open_base(options["base"], options))
         if options["target"] is not None:
-            how = opt.policy(options["allow_path"], options["force_share"])
-            new = stack.enter_context(
-                open_image(options["target"], format=options["target_format"], policy=how)
-            )
+            new = stack.enter_context(opt.open_side(options["target"], options, "target"))
         found = verify_patch(opened, old, new)
     names = {"patch": patch, "base": options["base"], "target": options["target"]}
     findings = {name: getattr(found, name) for name in names}

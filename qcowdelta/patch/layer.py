@@ -8,9 +8,8 @@ import numpy as np
 
 from ..errors import PathName
 from ..extents import EXTENT, Extents, Kind, Offsets, single
-from ..hostfile import HostFile
 from ..image import Image
-from ..layer import Source
+from ..layer import How, Source, SourceFile
 from ..units import align_up
 from .container import PatchFile
 from .decode import SegmentDecoder
@@ -68,7 +67,9 @@ class PatchLayer:
 
     def __init__(self, patch: PatchFile, base: Image, folder: PathName | None = None) -> None:
         self.patch = patch
-        self.file: HostFile = patch.file
+        self.file: SourceFile = patch.file
+        self.files: tuple[SourceFile, ...] = (patch.file,)
+        self.how = How(patch.path, self.format)
         self.size = patch.header.target_size
         self.unit = 4096
         self.decoder = SegmentDecoder(patch, base, folder)

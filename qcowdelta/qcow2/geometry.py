@@ -23,6 +23,8 @@ OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
 L1_RESERVED = ~(COPIED | OFFSET_MASK) & (1 << 64) - 1
 L2_RESERVED = ~(COPIED | COMPRESSED | OFFSET_MASK | ALL_ZERO) & (1 << 64) - 1
 REFTABLE_RESERVED = 0x1FF
+ALL_ONES = 1
+BITMAP_RESERVED = ~(OFFSET_MASK | ALL_ONES) & (1 << 64) - 1
 SUBCLUSTERS = 32
 ALL_SUBCLUSTERS = (1 << SUBCLUSTERS) - 1
 COMPRESSED_SECTOR = 512
@@ -90,6 +92,14 @@ class Geometry:
     def l1_entries(self, size: int) -> int:
         """Return how many L1 entries a disk of ``size`` bytes needs."""
         return ceil_div(size, self.l2_reach)
+
+    def bitmap_entries(self, size: int, granularity: int) -> int:
+        """Return how many entries a bitmap's table has, for a disk of ``size`` bytes."""
+        return self.clusters(ceil_div(ceil_div(size, granularity), 8))
+
+    def bitmap_reach(self, granularity: int) -> int:
+        """Return how many bytes of guest space one entry of a bitmap's table tells of."""
+        return self.cluster_size * 8 * granularity
 
     def is_aligned(self, host: int) -> bool:
         """Tell whether an offset lies on a cluster boundary."""

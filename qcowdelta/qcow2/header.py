@@ -121,22 +121,28 @@ def is_qcow2(file: HostFile) -> bool:
     return file.size >= len(layout.MAGIC) and file.read(0, len(layout.MAGIC)) == layout.MAGIC
 
 
-def read_header(file: HostFile) -> Header:
+def read_header(file: HostFile, *, any_features: bool = False) -> Header:
     """Read a qcow2 header, its extensions and the backing file's name.
+
+    Args:
+        file: the qcow2 file.
+        any_features: accept incompatible features that are not known here, for who only wants to
+            know what the image names.
 
     Raises:
         FormatError: it is not qcow2, or a field is outside its limits.
         UnsupportedFeatureError: an unknown version, incompatible feature or codec.
         CorruptImageError: the file ends inside of it, or inside of a table that it names.
     """
-    return _Reader(file).read()
+    return _Reader(file, any_features).read()
 
 
 class _Reader:
     """Reads one header; holds what every check needs for its message."""
 
-    def __init__(self, file: HostFile) -> None:
+    def __init__(self, file: HostFile, any_features: bool) -> None:
         self._file = file
+        self._any_features = any_features
 
     def read(self) -> Header:
         file = self._file
@@ -169,7 +175,11 @@ class _Reader:
 
     def _check_version(self, first: Any) -> None:
         if first.version not in (2, 3):
-            raise self._unsupported(f"qcow2 version {first.version} is not 2 or 3", "version")
+            older = "; version 1 is the older format qcow, to be named as such"
+            raise self._unsupported(
+                f"qcow2 version {first.version} is not 2 or 3{older * (first.version == 1)}",
+                "version",
+            )
 
     def _third(self, first: Any, data: bytes) -> dict[str, int]:
         """Return the fields of version 3, as they are implied for version 2."""
@@ -254,7 +264,7 @@ class _Reader:
         self, third: dict[str, int], extensions: tuple[HeaderExtension, ...]
     ) -> None:
         unknown = third["incompatible_features"] & ~KNOWN_INCOMPATIBLE
-        if unknown:
+        if unknown and not self._any_features:
             names = _feature_names(extensions, self._file.path)
             bits = [bit for bit in range(64) if unknown >> bit & 1]
             told = ", ".join(f"{b} ({names[0, b]})" if (0, b) in names else str(b) for b in bits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import CorruptImageError, EncryptedImageError
 from ..extents import Extents
 from ..hostfile import HostFile
-from ..layer import Source
+from ..layer import How, Source, SourceFile
 from .header import CRYPT_NAMES, Header
 from .snapshots import Snapshot, find_snapshot, read_snapshots
 from .tables import ClusterMap
@@ -38,17 +38,17 @@ class Qcow2Layer:
     ) -> None:
         if header.crypt_method:
             raise EncryptedImageError(
-                f"is encrypted ({CRYPT_NAMES[header.crypt_method]}): equal content has different "
-                "ciphertext, so its clusters cannot be compared without the key, and reading "
-                "with a key is not supported yet",
+                f"is encrypted ({CRYPT_NAMES[header.crypt_method]}), which only QEMU decrypts",
                 path=file.path,
                 field="crypt_method",
             )
         self.file = file
+        self.how = How(file.path, self.format)
         self.header = header
         self.geometry = header.geometry
         self.unit = self.geometry.unit
         self._data = data_file or file
+        self.files: tuple[SourceFile, ...] = (file,) if data_file is None else (file, data_file)
         self.source = Source(self._data, self.geometry.cluster_size, header.compression_type)
         self.snapshots = read_snapshots(file, header)
         self.snapshot: Snapshot | None = None

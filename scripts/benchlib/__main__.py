@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchlib import overlay, patch, report
+from benchlib import fallback, overlay, patch, report
 from benchlib.common import Setting
 from benchlib.measure import BenchError
 
@@ -21,7 +21,11 @@ class Suite:
     peers: Callable[[], Iterable[str]] = tuple
 
 
-SUITES = {"overlay": Suite(overlay.CASES, 5), "patch": Suite(patch.CASES, 3, patch.versions)}
+SUITES = {
+    "overlay": Suite(overlay.CASES, 5),
+    "patch": Suite(patch.CASES, 3, patch.versions),
+    "fallback": Suite(fallback.CASES, 5),
+}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -143,6 +144,36 @@ def reflinked(old: Path, new: Path) -> None:
     create_random(old, REFLINK_DATA, [range(REFLINK_DATA)])
     copy(old, new, reflink="always")
     apply_writes(new, REFLINK_CHANGES)
+
+
+LARGE = 100 * GIB
+LARGE_CHANGES = [Write(n * GIB + 5 * MIB, MIB, n + 1) for n in range(100)]
+
+
+def large(old: Path, new: Path) -> None:
+    """100 GiB of data in a file of 1 GiB, since every GiB of the disk maps the same clusters.
+
+    NEW is an overlay in which one MiB of each GiB was written. Refcounts are left out: it is only
+    read.
+    """
+    copied, count = 1 << 63, GIB // CLUSTER
+    tables = LARGE // CLUSTER * 8 // CLUSTER
+    l1, refcounts, l2 = (n * CLUSTER for n in (1, 2, 3))
+    data = l2 + tables * CLUSTER
+    fields = (b"QFI\xfb", 3, 0, 0, 16, LARGE, 0, tables, l1, refcounts, 1, 0, 0, 0, 0, 0, 4, 104)
+    source = random.Random("large")
+    with old.open("wb") as file:
+        file.write(struct.pack(">4sIQIIQIIQQIIQQQQII", *fields))
+        file.seek(l1)
+        file.write(struct.pack(f">{tables}Q", *(copied | l2 + n * CLUSTER for n in range(tables))))
+        file.seek(l2)
+        entries = struct.pack(f">{count}Q", *(copied | data + n * CLUSTER for n in range(count)))
+        for _ in range(LARGE // GIB):
+            file.write(entries)
+        for _ in range(GIB // MIB):
+            file.write(source.randbytes(MIB))
+    create_overlay(new, old)
+    apply_writes(new, LARGE_CHANGES)
 
 
 BLOCK = 4 * KIB

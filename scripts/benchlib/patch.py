@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -352,6 +352,15 @@ def effort(setting: Setting) -> Result:
     return _result("plain pair, by effort", patches, targets)
 
 
+def large(setting: Setting) -> Result:
+    """100 GiB of old data, of which 100 MiB changed: little of it may be kept in memory."""
+    pair = images.made_once(setting.folder / "large", images.large)
+    with outputs(setting) as folder:
+        (made,) = compete([replace(_maker(folder, ours(pair)), once=True)], runs=1)
+    target = size_at_most("diff's peak memory", made.peak, DIFF_MEMORY)
+    return Result("100 GiB of old data", scores=[made], targets=[target])
+
+
 def _result(
     case: str, patches: Mapping[str, Patched], targets: Sequence[Target], notes: Sequence[str] = ()
 ) -> Result:
@@ -364,4 +373,5 @@ CASES: dict[str, Callable[[Setting], Result]] = {
     "rebuilt": rebuilt,
     "tiny": tiny,
     "effort": effort,
+    "large": large,
 }

@@ -11,8 +11,10 @@ from ksylib.compare import ROUNDS, Format, Sample, enumerations, structures
 from ksylib.interpreter import Ksy, KsyError, Reader, Spec
 from qcowdelta.qcow2 import layout
 from qcowdelta.qcow2.geometry import (
+    ALL_ONES,
     ALL_SUBCLUSTERS,
     ALL_ZERO,
+    BITMAP_RESERVED,
     COMPRESSED,
     COPIED,
     OFFSET_MASK,
@@ -94,6 +96,10 @@ def _entries(spec: Spec) -> Iterator[str]:
             },
             "l2_bitmap": {"allocated": word & ALL_SUBCLUSTERS, "zero": word >> SUBCLUSTERS},
             "refcount_table_entry": {"refcount_block_offset": word & ~REFTABLE_RESERVED},
+            "bitmap_table_entry": {
+                "all_ones": bool(word & ALL_ONES),
+                "bits_offset": word & ~(BITMAP_RESERVED | ALL_ONES),
+            },
         }
         for name, values in expected.items():
             arguments = [bits] if name == "l2_entry" else []

@@ -473,10 +473,10 @@ def backing_without_a_format(folder: Path) -> Path:
     return _names(b"base.raw", None).write(folder / "x.qcow2")
 
 
-@refused(PolicyError, "open", "vmdk")
+@refused(PolicyError, "open", "bochs")
 def backing_of_an_unknown_format(folder: Path) -> Path:
-    (folder / "base.vmdk").write_bytes(bytes(MIB))
-    return _names(b"base.vmdk", b"vmdk").write(folder / "x.qcow2")
+    (folder / "base.bochs").write_bytes(bytes(MIB))
+    return _names(b"base.bochs", b"bochs").write(folder / "x.qcow2")
 
 
 @refused(PolicyError, "open", r"\\x1b\[2J\\+xff")

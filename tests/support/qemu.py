@@ -1,7 +1,8 @@
 """Thin wrappers over QEMU's tools, which judge everything the tests assert.
 
-The programs are found on PATH, or where QCOWDELTA_QEMU_IMG, QCOWDELTA_QEMU_IO, QCOWDELTA_QEMU_NBD
-and QCOWDELTA_QEMU_SYSTEM say, so that one test run can be pointed at another QEMU.
+The programs are found on PATH, or where QCOWDELTA_QEMU_IMG, QCOWDELTA_QEMU_IO, QCOWDELTA_QEMU_NBD,
+QCOWDELTA_QEMU_STORAGE_DAEMON and QCOWDELTA_QEMU_SYSTEM say, so that one test run can be pointed at
+another QEMU.
 
 QEMU looks for a relative *data-file* name in its working folder, not in the image's. Every wrapper
 therefore runs in the folder of its (first) image, where the name's other reading agrees.
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 import pytest
 
-Tool = Literal["qemu-img", "qemu-io", "qemu-nbd", "qemu-system"]
+Tool = Literal["qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon", "qemu-system"]
 Option = str | int | bool
 Command = str
 
@@ -34,6 +35,7 @@ _TOOLS: dict[Tool, tuple[str, str]] = {
     "qemu-img": ("QCOWDELTA_QEMU_IMG", "qemu-img"),
     "qemu-io": ("QCOWDELTA_QEMU_IO", "qemu-io"),
     "qemu-nbd": ("QCOWDELTA_QEMU_NBD", "qemu-nbd"),
+    "qemu-storage-daemon": ("QCOWDELTA_QEMU_STORAGE_DAEMON", "qemu-storage-daemon"),
     "qemu-system": ("QCOWDELTA_QEMU_SYSTEM", "qemu-system-x86_64"),
 }
 
@@ -321,6 +323,13 @@ def read_guest(path: Path, fmt: str, snapshot: str | None = None) -> bytes:
         target = Path(folder, "guest.raw")
         convert(path, target, source_fmt=fmt, target_fmt="raw")
         return target.read_bytes()
+
+
+def bitmap(path: Path, name: str, *actions: str, granularity: int | None = None) -> None:
+    """`qemu-img bitmap`: the actions are its options, and --add where there are none."""
+    argv = [program("qemu-img"), "bitmap", *(actions or ["--add"])]
+    argv += [] if granularity is None else ["-g", str(granularity)]
+    _run_on(path, [*argv, "-f", "qcow2"], name)
 
 
 def dirty_ranges(path: Path, bitmap: str) -> list[tuple[int, int]]:

@@ -1,0 +1,489 @@
+"""What a delta changes, on a terminal or in a log.
+
+On a terminal the summary fits its window, down to 24 rows of 80 columns, and says by shapes what
+it says by colours. In a log, where nobody knows what width a character takes, it is all ASCII but
+for the names themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+from ..units import readable
+
+if TYPE_CHECKING:
+    from ..attribution import Attribution, FileChange, PartitionShare
+    from ..inspect import Inspection
+    from ..report.tree import Branch
+
+COLOURS = {
+    "added": "#2f8fd0",
+    "modified": "#d98200",
+    "zeroed": "#c061a8",
+    "deleted": "dim",
+    "moved": "#1f9d78",
+    "metadata": "dim",
+    "unchanged": "dim",
+}
+"""Blue, orange and purple stay apart in every common kind of colour blindness."""
+_SHAPES = {"added": "░▒▓█", "modified": "▖▞▚▜", "zeroed": "∘∘○○"}
+_LETTERS = {"added": "aaAA", "modified": "mmMM", "zeroed": "zzZZ"}
+_STATUS = {
+    "added": "A",
+    "modified": "M",
+    "deleted": "D",
+    "moved": "R",
+    "metadata": "T",
+    "unchanged": "=",
+}
+_NARROW = 72
+_SIZE = 9
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much is shown: how many lines of each thing."""
+
+    where: int = 10
+    map: int = 8
+    files: int = 10
+    advice: int = 10
+
+
+@dataclass(frozen=True)
+class Page:
+    """Where things are shown.
+
+    Attributes:
+        out: the console.
+        ascii: whether nothing but ASCII is to be used, names excepted.
+    """
+
+    out: Console
+    ascii: bool
+
+    @classmethod
+    def on(cls, out: Console) -> Page:
+        """Return the page that suits a console."""
+        return cls(out, not out.is_terminal or not out.encoding.lower().startswith("utf"))
+
+    @property
+    def width(self) -> int:
+        """How many columns there are."""
+        return self.out.width
+
+    def room(self, found: Attribution) -> Room:
+        """Return how much fits the window."""
+        if not self.out.is_terminal or self.width < _NARROW:
+            return Room()
+        # At 24 rows: 4 of partitions and kinds, 4 of the map, 5 files, 2 of advice; 8 are the rest.
+        spare = max(0, min(self.out.height, 60) - 24)
+        rows = max(len(found.by_partition), len(found.by_kind))
+        where = min(rows, 4 + min(8, spare // 4))
+        told = bool(found.advice or found.notes)
+        spare += 4 - where + (0 if told else 3)
+        more = spare // 4
+        return Room(where, 4 + min(8, more), 5 + spare - 2 * more, 2 + more)
+
+    def text(self, name: str) -> str:
+        """Return a name as the console can show it."""
+        encoding = self.out.encoding
+        return name.encode(encoding, "backslashreplace").decode(encoding, "replace")
+
+    def fit(self, name: str, width: int) -> str:
+        """Return a name in exactly ``width`` columns: cut in the middle, or filled with spaces."""
+        name = self.text(name)
+        if cell_len(name) > width:
+            dots = ".." if self.ascii else "…"
+            keep = max(0, width - len(dots))
+            head = set_cell_size(name, keep // 3)
+            # The end of a path says most; it is taken from behind, as wide characters count twice.
+            name = head + dots + set_cell_size(name[::-1], keep - keep // 3)[::-1]
+        return set_cell_size(name, width)
+
+    def line(self, *parts: str | tuple[str, str]) -> None:
+        """Print a line, as wide as it is."""
+        text = Text.assemble(*parts)
+        text.rstrip()
+        self.out.print(text, soft_wrap=True)
+
+    def wrapped(self, *parts: str | tuple[str, str], most: int = 0) -> int:
+        """Print a text, broken into lines where it is wider than the window, and how many."""
+        lines = Text.assemble(*parts).wrap(self.out, self.width)
+        shown = lines[:most] if most else lines
+        if len(shown) < len(lines):
+            last = shown[-1]
+            last.truncate(max(0, self.width - 3))
+            last.append("..." if self.ascii else "…")
+        for text in shown:
+            text.rstrip()
+            self.out.print(text, soft_wrap=True)
+        return len(shown)
+
+    def flow(self, parts: Iterable[Text]) -> None:
+        """Print parts beside each other, as many in a line as fit it."""
+        line = Text()
+        for part in parts:
+            if line and line.cell_len + 3 + part.cell_len > self.width:
+                self.out.print(line, soft_wrap=True)
+                line = Text()
+            line = Text.assemble(line, "   ", part) if line else part
+        self.out.print(line, soft_wrap=True)
+
+    def head(self, title: str) -> None:
+        """Print a heading."""
+        rule = "-" if self.ascii else "─"
+        title = self.fit(title, min(self.width, cell_len(self.text(title))))
+        fill = rule * max(0, self.width - cell_len(title) - 1)
+        self.line((title, "bold"), (f" {fill}" if fill else "", "dim"))
+
+    def bar(self, part: int, whole: int, width: int) -> str:
+        """Return a bar for a share."""
+        length = round(width * part / whole) if whole else 0
+        length = max(length, 1) if part else 0
+        return ("#" if self.ascii else "▬") * length
+
+
+def print_summary(page: Page, found: Attribution, inspection: Inspection, patch: Any) -> None:
+    """Print what changed, on one screen."""
+    room = page.room(found)
+    _title(page, found, inspection, patch)
+    _where_and_what(page, found, room.where)
+    _map(page, found, room.map)
+    if found.files:
+        _files(page, found, room.files)
+    elif found.changed_bytes:
+        print_extents(page, inspection.longest[: room.files], "longest extents")
+    _advice(page, found, room.advice)
+    if page.out.is_terminal:
+        hint = "--tree: by directory; --full: all of it; --html FILE: to look around in"
+        page.wrapped((hint, "dim"))
+
+
+def print_full(page: Page, found: Attribution, inspection: Inspection, patch: Any) -> None:
+    """Print all that is known of what changed."""
+    from ..report.words import told_shares
+
+    _title(page, found, inspection, patch)
+    _sources(page, found)
+    _counts(page, inspection)
+    page.head("partitions")
+    for share in told_shares(found):
+        _partition(page, found, share)
+    page.head("kinds of space")
+    for kind in _kinds(found):
+        page.line(*kind(40))
+    _map(page, found, 16)
+    _advice(page, found, 1 << 30)
+    if found.files:
+        _files(page, found, len(found.files), cut=False)
+    if found.changed_bytes:
+        print_extents(page, inspection.longest, "longest extents")
+
+
+def print_tree(page: Page, found: Attribution, inspection: Inspection, *, full: bool) -> None:
+    """Print the directories in which files changed, those with most changed bytes first."""
+    from ..report.tree import branches
+
+    _title(page, found, inspection, None)
+    if not found.files:
+        page.line("No file is known to have changed.")
+        return
+    tree = branches(found, len(found.files) * 64 if full else 60, files=False)
+    children: dict[int, list[int]] = {}
+    for index, branch in enumerate(tree):
+        children.setdefault(branch.parent, []).append(index)
+    freed = "" if page.width < _NARROW else "freed"
+    page.line((f"{'changed':>{_SIZE}}{freed and f'{freed:>{_SIZE + 2}}'}{'files':>8}", "bold"))
+    stack = [(0, 0)]
+    while stack:
+        index, depth = stack.pop()
+        name = tree[index].name
+        # A directory with all of it in one other shares a line with that.
+        while (inner := _only(tree, children.get(index, []), index)) is not None:
+            index = inner
+            name += f"/{tree[index].name}"
+        _branch(page, tree[index], name, depth, tree[0])
+        below = sorted(children.get(index, []), key=lambda each: tree[each].changed_bytes)
+        stack.extend((each, depth + 1) for each in below)
+
+
+def print_extents(page: Page, extents: Iterable[Any], title: str) -> None:
+    """Print changed extents."""
+    page.head(title)
+    for extent in extents:
+        name = extent.kind.name.lower()
+        exact = f"  {extent.length}" if page.width >= _NARROW else ""
+        page.line(
+            f"{extent.start:#14x}  {readable(extent.length):>{_SIZE}}  ",
+            (name, COLOURS[name]),
+            exact,
+        )
+
+
+# The parts
+
+
+def _title(page: Page, found: Attribution, inspection: Inspection, patch: Any) -> None:
+    from ..report.words import percent, source_name
+
+    summary = inspection.summary
+    old, new = found.sources
+    if patch is not None and new is None:
+        names = f"{patch['filename']}: a patch of {readable(patch['file_size'])}"
+    else:
+        arrow = "->" if page.ascii else "→"
+        names = f"{source_name(old, 'base')} {arrow} {source_name(new, 'target')}"
+    size = f"{readable(summary.size)} disk"
+    page.line((page.fit(names, max(8, page.width - len(size) - 1)), "bold"), f" {size}")
+    page.wrapped(
+        (f"{readable(found.changed_bytes)} changed", "bold"),
+        f" ({percent(found.changed_bytes, summary.size)}), "
+        f"{readable(summary.unchanged_bytes)} unchanged, in clusters of "
+        f"{readable(summary.granularity)}",
+    )
+    parts = []
+    for kind, length in summary.length.items():
+        name = kind.name.lower()
+        shape = _LETTERS[name][-1] if page.ascii else _SHAPES[name][-1]
+        parts.append(Text.assemble((f"{shape} {name} ", COLOURS[name]), readable(length)))
+    page.flow(parts)
+
+
+def _where_and_what(page: Page, found: Attribution, rows: int) -> None:
+    where, what = _shares(page, found, rows), _kinds(found, rows)
+    if page.width < _NARROW:
+        page.head("where")
+        for row in where:
+            page.line(*row(page.width))
+        page.head("what")
+        for row in what:
+            page.line(*row(page.width))
+        return
+    left = (page.width - 3) * 3 // 5
+    right = page.width - 3 - left
+    blank = _blank
+    page.head(set_cell_size("where", left + 2) + "what the space is")
+    for index in range(max(len(where), len(what))):
+        one = where[index] if index < len(where) else blank
+        two = what[index] if index < len(what) else blank
+        page.line(*one(left), "   ", *two(right))
+
+
+Row = Callable[[int], list[str | tuple[str, str]]]
+"""Gives a row's parts in a number of columns."""
+
+
+def _blank(width: int) -> list[str | tuple[str, str]]:
+    return [" " * width]
+
+
+def _shares(page: Page, found: Attribution, rows: int) -> list[Row]:
+    """Return a row for each partition; the least changed are summed up where there are many."""
+    from ..report.words import partition_name, told_shares
+
+    shares = told_shares(found)
+    shown = set(range(len(shares)))
+    if len(shares) > rows:
+        by_worth = sorted(shown, key=lambda at: -shares[at].changed_bytes)
+        shown = set(by_worth[: rows - 1])
+    listed = [
+        _row(page, partition_name(share.partition), share.changed_bytes, found.changed_bytes)
+        for at, share in enumerate(shares)
+        if at in shown
+    ]
+    left = len(shares) - len(shown)
+    if left:
+        rest = sum(share.changed_bytes for at, share in enumerate(shares) if at not in shown)
+        listed.append(_row(page, f"{left} others", rest, found.changed_bytes))
+    return listed
+
+
+def _row(page: Page, name: str, count: int, whole: int) -> Row:
+    def parts(width: int) -> list[str | tuple[str, str]]:
+        room = max(4, width - _SIZE - 9)
+        return [page.fit(name, room), (f"{readable(count):>{_SIZE}}", "bold"), _share(count, whole)]
+
+    return parts
+
+
+def _kinds(found: Attribution, rows: int = 100) -> list[Row]:
+    """Return a row for each kind of space that changed; the least are summed up."""
+    from ..report.words import KIND_NAMES, inner_space
+
+    kinds = [(KIND_NAMES[kind], count) for kind, count in inner_space(found)]
+    if len(kinds) > rows:
+        rest = kinds[rows - 1 :]
+        kinds = [*kinds[: rows - 1], (f"{len(rest)} others", sum(count for _, count in rest))]
+
+    def row(name: str, count: int) -> Row:
+        return lambda width: [
+            set_cell_size(name, max(4, width - _SIZE - 9)),
+            (f"{readable(count):>{_SIZE}}", "bold"),
+            _share(count, found.changed_bytes),
+        ]
+
+    return [row(name, count) for name, count in kinds]
+
+
+def _map(page: Page, found: Attribution, rows: int) -> None:
+    from ..report.cells import cell_rows, coarser, partition_marks
+
+    cells = coarser(found.cells, rows * page.width)
+    marks = partition_marks(found, cells)
+    numbers = ", a number begins a partition" if marks else ""
+    page.head(f"the disk, {readable(cells.size)} a cell{numbers}")
+    line: list[str | tuple[str, str]] = []
+    for index, (changed, kind, length) in enumerate(cell_rows(found, cells)):
+        if index in marks:
+            line.append((str(marks[index])[-1], "reverse" if not page.ascii else ""))
+        else:
+            line.append(_cell(page, kind.name.lower(), changed, length))
+        if len(line) == page.width:
+            page.line(*line)
+            line = []
+    if line:
+        page.line(*line)
+
+
+def _cell(page: Page, name: str, changed: int, length: int) -> tuple[str, str]:
+    if not changed:
+        return ("." if page.ascii else "·", "dim")
+    step = min(3, 4 * changed // max(1, length))
+    return ((_LETTERS if page.ascii else _SHAPES)[name][step], COLOURS[name])
+
+
+def _files(page: Page, found: Attribution, rows: int, *, cut: bool = True) -> None:
+    from ..report.words import file_path
+
+    count = len(found.files)
+    shown = found.files[:rows]
+    title = f"{count:,} changed files" if count != 1 else "1 changed file"
+    page.head(title if len(shown) == count else f"{title}, the largest changes")
+    for file in shown:
+        page.line(*_file(page, file, file_path(file), cut=cut))
+
+
+def _file(page: Page, file: FileChange, path: str, *, cut: bool) -> Iterator[str | tuple[str, str]]:
+    from ..errors import printable
+
+    status = file.status.value
+    yield (f"{_STATUS[status]} {status:<9}", COLOURS[status])
+    count = f"{readable(file.changed_bytes):>{_SIZE}}" if file.changed_bytes else " " * _SIZE
+    yield (count, "bold")
+    freed = f"{'-' + readable(file.freed_bytes):>{_SIZE + 2}}" if file.freed_bytes else " " * 11
+    used = 11 + _SIZE + 2
+    if not cut or page.width >= 100:
+        yield (freed, "dim")
+        used += 11
+    yield "  "
+    if not cut and file.old_path is not None and file.old_path != file.path:
+        path = f"{path}  (was {printable(file.old_path)})"
+    yield page.fit(path, max(8, page.width - used)) if cut else page.text(path)
+
+
+def _advice(page: Page, found: Attribution, most: int) -> None:
+    from ..report.words import advice_text
+
+    told = [(advice_text(each), each.remedy) for each in found.advice]
+    notes = [(note, "") for note in found.notes]
+    if not told and not notes:
+        return
+    items = [*told, *notes]
+    shown = items[:most]
+    title = "why" if told else "notes"
+    page.head(title if shown == items else f"{title}, {len(shown)} of {len(items)} points")
+    mark = "* " if page.ascii else "• "
+    for index, (text, remedy) in enumerate(shown):
+        full = page.text(_printable(f"{text}: {remedy}" if remedy else text))
+        # Each has a line at least; what is left of them goes to those that need two.
+        most -= page.wrapped(mark, full, most=most - (len(shown) - index - 1))
+
+
+def _printable(text: str) -> str:
+    from ..errors import printable
+
+    return printable(text)
+
+
+# What --full adds
+
+
+def _sources(page: Page, found: Attribution) -> None:
+    for side, source in zip(("OLD", "NEW"), found.sources, strict=True):
+        if source is None:
+            continue
+        clusters = f", clusters of {readable(source.cluster_size)}" if source.cluster_size else ""
+        page.line(
+            (f"{side}  ", "bold"),
+            page.text(_printable(source.path)),
+            f": {source.format}{clusters}, {readable(source.file_size)} for a disk of "
+            f"{readable(source.virtual_size)}; {readable(source.data_bytes)} plain, "
+            f"{readable(source.compressed_bytes)} compressed",
+        )
+
+
+def _counts(page: Page, inspection: Inspection) -> None:
+    from ..report.words import percent
+
+    summary = inspection.summary
+    page.head("clusters")
+    total = -(-summary.size // summary.granularity)
+    rows = [
+        (kind.name.lower(), summary.count[kind], summary.length[kind]) for kind in summary.count
+    ]
+    rows.append(("unchanged", total - summary.changed_clusters, summary.unchanged_bytes))
+    for name, count, length in rows:
+        page.line(
+            (f"{name:<12}", COLOURS[name]),
+            f"{count:>14,}",
+            (f"{readable(length):>12}", "bold"),
+            f"{percent(length, summary.size):>10}",
+        )
+
+
+def _partition(page: Page, found: Attribution, share: PartitionShare) -> None:
+    from ..report.words import KIND_NAMES, partition_detail, partition_name
+
+    page.line(
+        (page.text(partition_name(share.partition)), "bold"),
+        f"  {readable(share.changed_bytes)} changed",
+        _share(share.changed_bytes, found.changed_bytes),
+    )
+    if share.partition is not None:
+        for detail in partition_detail(share.partition):
+            page.line((f"    {page.text(detail)}", "dim"))
+    for kind, count in sorted(share.by_kind.items(), key=lambda item: -item[1]):
+        page.line(f"    {KIND_NAMES[kind]:<24}{readable(count):>{_SIZE}}")
+
+
+def _only(tree: list[Branch], below: list[int], index: int) -> int | None:
+    """Return the one directory in which all is that changed in another, if there is one."""
+    if index == 0 or len(below) != 1 or tree[below[0]].count != tree[index].count:
+        return None
+    return below[0]
+
+
+def _branch(page: Page, branch: Branch, name: str, depth: int, root: Branch) -> None:
+    indent = "  " * min(depth, max(0, page.width // 4 - 14))
+    freed = f"-{readable(branch.freed_bytes)}" if branch.freed_bytes else ""
+    name += "/" if depth else ""
+    bar = page.bar(branch.changed_bytes, root.changed_bytes, 10)
+    figures = _SIZE if page.width < _NARROW else 2 * _SIZE + 2
+    parts: list[str | tuple[str, str]] = [(f"{readable(branch.changed_bytes):>{_SIZE}}", "bold")]
+    if page.width >= _NARROW:
+        parts.append((f"{freed:>{_SIZE + 2}}", "dim"))
+    parts += [f"{branch.count:>8,}  ", (f"{bar:<10} ", COLOURS["added"])]
+    page.line(*parts, page.fit(indent + name, max(8, page.width - figures - 21)))
+
+
+def _share(count: int, whole: int) -> str:
+    from ..report.words import percent
+
+    return f"{percent(count, whole):>9}"

@@ -1,0 +1,1 @@
+"""What a delta changes, as a page and as JSON."""
