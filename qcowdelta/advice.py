@@ -74,6 +74,7 @@ _PLACES = (
            (b"/System Volume Information/",)),
 )  # fmt: skip
 _HOME_CACHE = b"/.cache/"
+_ANYWHERE = (b"/home/", *(path for place in _PLACES for path in place.paths))
 _BYTECODE = (b".pyc", b".pyo")
 
 
@@ -102,12 +103,13 @@ def _data(found: Attribution | PartitionShare, kind: SpaceKind) -> int:
 
 
 def _free_space(found: Attribution) -> Iterator[Advice]:
-    free = _data(found, SpaceKind.FREE)
+    # Not all of the free space that changed: a cluster that holds something else too is stored.
+    free = found.droppable_bytes
     if free:
         yield Advice(
             "free-space",
             free,
-            (free, " of the change is free space: old data that nobody needs"),
+            (free, " of the change is nothing but free space: old data that nobody needs"),
             "run fstrim before sealing, or use --drop-free",
         )
 
@@ -190,14 +192,13 @@ def _places(found: Attribution) -> Iterator[Advice]:
     sums: dict[_Place, int] = {}
     home = 0
     for file in found.files:
-        if not file.changed_bytes:
+        if not file.changed_bytes or not file.path.startswith(_ANYWHERE):
             continue
-        for place in _PLACES:
-            if file.path.startswith(place.paths):
-                sums[place] = sums.get(place, 0) + file.changed_bytes
-                break
-        else:
-            home += file.changed_bytes if _in_home_cache(file.path) else 0
+        place = next((p for p in _PLACES if file.path.startswith(p.paths)), None)
+        if place is not None:
+            sums[place] = sums.get(place, 0) + file.changed_bytes
+        elif _HOME_CACHE in file.path:
+            home += file.changed_bytes
     for place, total in sums.items():
         yield Advice(place.code, total, (total, f" of the change is {place.what}"), place.remedy)
     if home:
@@ -207,10 +208,6 @@ def _places(found: Attribution) -> Iterator[Advice]:
             (home, " of the change is caches in users' home folders"),
             "remove them before sealing",
         )
-
-
-def _in_home_cache(path: bytes) -> bool:
-    return path.startswith(b"/home/") and _HOME_CACHE in path
 
 
 def _bytecode(found: Attribution) -> Iterator[Advice]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +14,17 @@ from .cells import CellSums
 from .delta import ChangeKind, Changes, ChangeSource, Progress
 from .disk.diskmap import DiskMap, read_disk
 from .disk.kinds import SpaceKind
-from .disk.space import nothing, pieces, tile
+from .disk.pairing import Pairing, pair_disks, same_disk
+from .disk.space import Index, nothing, pieces, tile
 from .extents import Kind, Mask, Offsets
-from .filechanges import FileComparison
+from .filechanges import FileChanges
 from .image import Image
 from .layer import Layer
 from .units import GIB
 
 _KINDS = len(SpaceKind)
+_MANY = 1 << 20
+"""So many changes are kept at most while the file systems are being read."""
 
 
 def attribute(
@@ -48,18 +52,22 @@ def attribute(
     Raises:
         CorruptImageError: an image cannot be read.
     """
-    attributor = Attributor(old, new, delta.size, delta.granularity, cells=cells)
-    for window in delta.windows():
-        attributor.add(window.changes)
-        if each is not None:
-            each(window.changes)
-        if progress is not None:
-            progress(window.stop, delta.size)
-    return attributor.finish()
+    with Attributor(old, new, delta.size, delta.granularity, cells=cells) as attributor:
+        for window in delta.windows():
+            attributor.add(window.changes)
+            if each is not None:
+                each(window.changes)
+            if progress is not None:
+                progress(window.stop, delta.size)
+        return attributor.finish()
 
 
 class Attributor:
-    """Attributes changes as they come; see :func:`attribute`."""
+    """Attributes changes as they come; see :func:`attribute`. Use as a context manager.
+
+    The file systems are read and compared by a thread of its own, while whoever compares the
+    images goes on: until they are known, changes are kept.
+    """
 
     def __init__(
         self,
@@ -71,32 +79,53 @@ class Attributor:
         cells: int = 4096,
     ) -> None:
         self._old, self._new = old, new
-        self._granularity = granularity
-        self._map = _unread(size) if new is None else read_disk(new)
-        self._rows = self._map.spaces
-        self._changed = np.zeros(self._rows.size, np.int64)
-        self._zeroed = np.zeros(self._rows.size, np.int64)
-        self._certain = np.zeros(self._rows.size, bool)
-        self._cells = CellSums(self._map, granularity, cells)
+        self._size, self._granularity, self._cell_count = size, granularity, cells
+        self._pool = ThreadPoolExecutor(1, "qcowdelta-files")
+        self._reading = self._pool.submit(self._read, new, size)
+        self._pairing: Future[Pairing] | None = None
+        self._waiting: list[Changes] = []
+        self._sums: _Sums | None = None
+
+    def __enter__(self) -> Attributor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._pool.shutdown(cancel_futures=True)
+
+    @staticmethod
+    def _read(image: Image | None, size: int) -> DiskMap:
+        return _unread(size) if image is None else read_disk(image)
+
+    def _pair(self) -> Pairing:
+        before = self._read(self._old, 0)
+        return pair_disks(before, self._reading.result(), self._old, self._new)
 
     def add(self, changes: Changes) -> None:
-        """Take the changes of one window; windows come in order."""
+        """Take the changes of one window; windows come in order.
+
+        Raises:
+            CorruptImageError: an image cannot be read.
+        """
         if not changes.size:
             return
-        which, row, start, length = pieces(changes["start"], changes["length"], self._rows)
-        np.add.at(self._changed, row, length)
-        kind = changes["kind"][which]
-        zeroed = kind == ChangeKind.ZEROED
-        np.add.at(self._zeroed, row[zeroed], length[zeroed])
-        self._certain[row[self._whole_granule(start, length)]] = True
-        self._cells.add(kind, row, start, length)
+        if self._pairing is None:
+            self._pairing = self._pool.submit(self._pair)
+        self._waiting.append(changes)
+        if self._reading.done() or sum(part.size for part in self._waiting) > _MANY:
+            self._catch_up()
 
-    def _whole_granule(self, start: Offsets, length: Offsets) -> Mask:
-        """Tell which pieces have a whole granule in them: something of theirs surely differs."""
-        size, stop = self._granularity, start + length
-        whole: Mask = -(-start // size) * size + size <= stop
-        whole |= (start % size == 0) & (stop == self._map.size)
-        return whole
+    def _catch_up(self) -> _Sums:
+        """Add up the changes that were kept."""
+        if self._sums is None:
+            self._sums = _Sums(self._reading.result(), self._granularity, self._cell_count)
+        for changes in self._waiting:
+            self._sums.add(changes)
+        self._waiting.clear()
+        return self._sums
 
     def finish(self) -> Attribution:
         """Return whose the changes are.
@@ -104,44 +133,99 @@ class Attributor:
         Raises:
             CorruptImageError: an image cannot be read.
         """
-        files = FileComparison(self._map, self._old, self._new, self._changed, self._certain)
-        notes = [*self._map.notes, *files.notes]
+        sums = self._catch_up()
+        disk = sums.disk
+        pairing = self._pairing.result() if self._pairing is not None else same_disk(disk)
+        files = FileChanges(pairing, sums.changed, sums.certain)
+        notes = [*disk.notes, *pairing.notes]
         if self._new is None:
             notes.append(
                 "without its base, a patch tells where it changes the disk but not what is there: "
                 "nothing is attributed"
             )
         found = Attribution(
-            size=self._map.size,
+            size=disk.size,
             granularity=self._granularity,
-            changed_bytes=int(self._changed.sum()),
-            by_kind=self._by_kind(self._changed),
-            zeroed=self._by_kind(self._zeroed),
-            partitions=(*self._map.partitions, *files.gone),
-            by_partition=tuple(self._share(n) for n in (*range(len(self._map.partitions)), -1)),
-            files=files.changes,
-            cells=self._cells.finish(files.index_of_owner),
+            changed_bytes=int(sums.changed.sum()),
+            by_kind=sums.by_kind(sums.changed),
+            zeroed=sums.by_kind(sums.zeroed),
+            droppable_bytes=sums.droppable,
+            partitions=(*disk.partitions, *files.gone),
+            by_partition=tuple(sums.shares()),
+            files=files.files,
+            cells=sums.cells.finish(files.index_of_owner),
             sources=(_facts(self._old), _facts(self._new)),
             notes=tuple(notes),
         )
         return replace(found, advice=advise(found))
 
+
+class _Sums:
+    """Changed bytes by record of a disk's map.
+
+    Attributes:
+        disk: the map.
+        changed, zeroed: bytes of each record that changed, and that became zeros.
+        certain: whether something in a record surely differs, rather than in the same granule.
+        droppable: bytes in changed granules of data that lie in free space as a whole.
+        cells: the same by range of the disk.
+    """
+
+    def __init__(self, disk: DiskMap, granularity: int, cells: int) -> None:
+        self.disk = disk
+        self._granularity = granularity
+        self.changed = np.zeros(disk.spaces.size, np.int64)
+        self.zeroed = np.zeros(disk.spaces.size, np.int64)
+        self.certain = np.zeros(disk.spaces.size, bool)
+        self.droppable = 0
+        self.cells = CellSums(disk, granularity, cells)
+
+    def add(self, changes: Changes) -> None:
+        """Take changes."""
+        which, row, start, length = pieces(changes["start"], changes["length"], self.disk.spaces)
+        np.add.at(self.changed, row, length)
+        kind = changes["kind"][which]
+        zeroed = kind == ChangeKind.ZEROED
+        np.add.at(self.zeroed, row[zeroed], length[zeroed])
+        self.certain[row[self._whole_granule(start, length)]] = True
+        self.droppable += self._whole_free(row[~zeroed], start[~zeroed], length[~zeroed])
+        self.cells.add(kind, row, start, length)
+
+    def _whole_free(self, row: Index, start: Offsets, length: Offsets) -> int:
+        """Return how many bytes of pieces are granules that lie in free space as a whole."""
+        size = self._granularity
+        inner = (start + length) // size * size - -(-start // size) * size
+        free = self.disk.spaces["kind"][row] == SpaceKind.FREE
+        return int(inner[free & (inner > 0)].sum())
+
+    def _whole_granule(self, start: Offsets, length: Offsets) -> Mask:
+        """Tell which pieces have a whole granule in them: something of theirs surely differs."""
+        size, stop = self._granularity, start + length
+        whole: Mask = -(-start // size) * size + size <= stop
+        whole |= (start % size == 0) & (stop == self.disk.size)
+        return whole
+
+    def shares(self) -> Iterator[PartitionShare]:
+        """Yield a row for each partition, and one for what is in none."""
+        for number in (*range(len(self.disk.partitions)), -1):
+            yield self._share(number)
+
     def _share(self, number: int) -> PartitionShare:
-        of = self._map.partition == number
-        changed = self._by_kind(self._changed, of)
+        of = self.disk.partition == number
+        changed = self.by_kind(self.changed, of)
         return PartitionShare(
-            None if number < 0 else self._map.partitions[number],
+            None if number < 0 else self.disk.partitions[number],
             sum(changed.values()),
             changed,
-            self._by_kind(self._zeroed, of),
-            self._by_kind(self._rows["length"], of),
+            self.by_kind(self.zeroed, of),
+            self.by_kind(self.disk.spaces["length"], of),
         )
 
-    def _by_kind(self, weights: Offsets, of: Mask | None = None) -> dict[SpaceKind, int]:
+    def by_kind(self, weights: Offsets, of: Mask | None = None) -> dict[SpaceKind, int]:
         """Add up by kind of space, of all records or of some."""
         some = slice(None) if of is None else of
         sums = np.zeros(_KINDS, np.int64)
-        np.add.at(sums, self._rows["kind"][some], weights[some])
+        np.add.at(sums, self.disk.spaces["kind"][some], weights[some])
         return {SpaceKind(kind): int(sums[kind]) for kind in np.flatnonzero(sums).tolist()}
 
 

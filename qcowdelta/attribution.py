@@ -157,6 +157,8 @@ class Attribution:
         changed_bytes: bytes that differ: data and zeroed.
         by_kind: those bytes by kind of space; kinds with none are left out.
         zeroed: of those bytes what became zeros, by kind.
+        droppable_bytes: of those bytes what leaving free space out would save: data in granules
+            that lie in free space as a whole.
         partitions: NEW's partitions in order of their start, then those that only OLD has.
         by_partition: a share for each of NEW's partitions that way, and one for what is in none.
         files: the files that changed, by changed bytes and then freed bytes, largest first.
@@ -176,6 +178,7 @@ class Attribution:
     files: Sequence[FileChange]
     cells: Cells
     sources: tuple[SourceFacts | None, SourceFacts | None]
+    droppable_bytes: int = 0
     notes: tuple[str, ...] = ()
     advice: tuple[Advice, ...] = ()
 

@@ -204,6 +204,11 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Sound, object
             disks.put_fat(path, folder, where, disks.content(number, number * 700))
         with volume(path) as (_, whole):
             made.append((sound(path, read_fat(whole)), read_fat))
+    if disks.find("mkfs.exfat") is not None:
+        path = disks.blank(folder / "exfat", 4 * MIB)
+        disks.run("mkfs.exfat", path)
+        with volume(path) as (_, whole):
+            made.append((sound(path, read_exfat(whole)), read_exfat))
     path = disks.make_ntfs(folder / "ntfs", 4 * MIB, "LABEL")
     for number in range(20):
         disks.put_ntfs(path, folder, f"name {number}", disks.content(number, number * 700))

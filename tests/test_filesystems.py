@@ -393,6 +393,22 @@ def free_in_fat(path: Path) -> int:
     return int(re.sub(r"\s", "", re.findall(r"([\d\s]+) bytes free", said)[-1]))
 
 
+def test_an_exfat_that_a_kernel_wrote_is_read(tmp_path: Path) -> None:
+    with_tsk("mkfs.exfat")
+    path = disks.blank(tmp_path / "exfat", 16 * MIB)
+    disks.run("mkfs.exfat", path)
+    empty = contents_of(path)
+    assert (empty.state, empty.notes, empty.sound) == (VolumeState.CLEAN, [], True)
+    with mounted(path, tmp_path / "mnt") as root:
+        (root / "folder").mkdir()
+        (root / "folder" / "Größe.bin").write_bytes(disks.content(1, 700_001))
+        info = os.statvfs(root)
+    found = contents_of(path)
+    assert found.sound
+    assert parts_of(found, path, "/folder/Größe.bin".encode()) == disks.content(1, 700_001)
+    assert bytes_of(found, SpaceKind.FREE) == info.f_bfree * info.f_frsize
+
+
 def test_a_mounted_fat_is_told(tmp_path: Path) -> None:
     with_tsk("mkfs.fat")
     path = disks.make_fat(tmp_path / "fat", 32 * MIB, 16, "LABEL")

@@ -64,6 +64,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("disk.ext.directories", "disk.ext.mapping", "disk.fat"),
     ("disk.ext.read",),
     ("disk.diskmap",),
+    ("disk.pairing",),
     ("attribution", "dropfree"),
     ("advice", "cells", "filechanges"),
     ("attribute",),

@@ -52,6 +52,14 @@ def unmatched(new: FileTable) -> Matching:
     return Matching(none, no, new.first_names().copy(), np.empty(0, np.intp), no.copy(), no.copy())
 
 
+def identical(files: FileTable) -> Matching:
+    """Return the matching of files with themselves."""
+    found = unmatched(files)
+    found.old = np.arange(files.count)
+    found.old_name = found.name
+    return found
+
+
 def match(old: FileTable, new: FileTable, old_volume: Volume, new_volume: Volume) -> Matching:
     """Match files: by their path, by their inode, and by their content.
 
@@ -317,13 +325,9 @@ def _pieces(
         reach = total[at] + _AT_ONCE - length[at]
         end = max(at + 1, int(np.searchsorted(total, reach, side="right")))
         some = slice(at, end)
-        data = volume.read_ranges(physical[some], length[some])
-        places = (total[some] - length[some] - (total[at] - length[at])).tolist()
-        columns = (file[some], number[some], (low - number * _CHUNK)[some], length[some])
-        for place, f, n, within, size in zip(
-            places, *(column.tolist() for column in columns), strict=True
-        ):
-            yield f, n, within, data[place : place + size]
+        data = volume.read_pieces(physical[some], length[some])
+        columns = (file[some], number[some], (low - number * _CHUNK)[some])
+        yield from zip(*(column.tolist() for column in columns), data, strict=True)
         at = end
 
 

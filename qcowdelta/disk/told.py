@@ -19,7 +19,7 @@ _VIRTUAL = 10
 _SPARSE, _FILLER = 2, 1
 _OPAQUE = 0x0004 | 0x0008 | 0x0010
 """Flags of an attribute: compressed, encrypted or sparse in a way that needs decoding."""
-_LIMIT = 1 << 62
+_LIMIT = 1 << 58
 
 
 @dataclass

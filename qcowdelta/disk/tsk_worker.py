@@ -25,6 +25,7 @@ from typing import Any
 CHUNK = 1 << 17
 CHUNKS = 128
 BATCH = 512
+BATCH_RUNS = 1 << 17
 NTFS_METADATA = 24
 NTFS_DATA = 128
 VOLUME, VOLUME_INFORMATION, VOLUME_NAME = 3, 0x70, 0x60
@@ -117,6 +118,7 @@ class Walk:
         self._told: set[int] = set()
         self._names: list[tuple[int, int, str]] = []
         self._files: list[dict[str, Any]] = []
+        self._runs = 0
 
     def run(self) -> None:
         """Tell of every file that is in use."""
@@ -185,7 +187,8 @@ class Walk:
                 "attributes": attributes,
             }
         )
-        if len(self._files) >= BATCH:
+        self._runs += sum(len(runs) for *_, runs in attributes)
+        if len(self._files) >= BATCH or self._runs >= BATCH_RUNS:
             self._flush()
 
     def _attributes(self, file: Any) -> tuple[str, list[Any]]:
@@ -208,7 +211,7 @@ class Walk:
         """Send what was gathered."""
         message = {"files": self._files, "names": self._names}
         self._connection.send(b"F", json.dumps(message).encode())
-        self._files, self._names = [], []
+        self._files, self._names, self._runs = [], [], 0
 
 
 def facts(system: Any, ntfs: bool) -> dict[str, Any]:

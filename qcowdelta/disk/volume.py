@@ -9,6 +9,10 @@ from ..extents import Offsets
 from ..ranges import RangeReader
 from ..reader import Readable
 
+_GAP = 12 << 10
+"""Ranges no further apart are read in one go: a call costs more than to copy so much."""
+_NOTHING = memoryview(b"")
+
 
 class Volume:
     """A range of a disk, whose offsets begin at 0. What lies beyond its end reads as zeros.
@@ -51,28 +55,35 @@ class Volume:
         """Return ``length`` bytes from each of many offsets: an array of shape (count, length).
 
         Raises:
-            CorruptImageError: the image cannot be read there.
+            CorruptImageError: the image cannot be read.
         """
-        out = np.zeros((offsets.size, length), np.uint8)
-        inside = (offsets >= 0) & (offsets <= self.length - length)
-        if inside.any():
-            rows = np.flatnonzero(inside)
-            rows = rows[np.argsort(offsets[rows], kind="stable")]
-            data = self._reader.read(
-                self.start + offsets[rows], np.full(rows.size, length, np.int64)
-            )
-            out[rows] = np.frombuffer(data, np.uint8).reshape(-1, length)
-        for row in np.flatnonzero(~inside & (offsets >= 0) & (offsets < self.length)).tolist():
-            out[row] = np.frombuffer(self.read(int(offsets[row]), length), np.uint8)
-        return out
+        pieces = self.read_pieces(offsets, np.full(offsets.size, length, np.int64))
+        return np.frombuffer(bytearray().join(pieces), np.uint8).reshape(-1, length)
 
-    def read_ranges(self, offsets: Offsets, lengths: Offsets) -> memoryview:
-        """Return the content of ranges, one behind the other.
+    def read_pieces(self, offsets: Offsets, lengths: Offsets) -> list[memoryview]:
+        """Return the content of many ranges, in few long reads: what lies between is read along.
 
         Raises:
             CorruptImageError: the image cannot be read.
         """
-        if not offsets.size or int((offsets + lengths).max()) <= self.length:
-            return self._reader.read(self.start + offsets, lengths)
-        pairs = zip(offsets.tolist(), lengths.tolist(), strict=True)
-        return memoryview(b"".join(self.read(at, length) for at, length in pairs))
+        found = [_NOTHING] * offsets.size
+        stops = offsets + lengths
+        inside = (offsets >= 0) & (offsets <= self.length - lengths)
+        for row in np.flatnonzero(~inside).tolist():
+            at, length = int(offsets[row]), int(lengths[row])
+            found[row] = memoryview(self.read(at, length) if at >= 0 else bytes(length))
+        rows = np.flatnonzero(inside)
+        if not rows.size:
+            return found
+        rows = rows[np.argsort(offsets[rows], kind="stable")]
+        begin, reach = offsets[rows], np.maximum.accumulate(stops[rows])
+        first = np.flatnonzero(np.append(True, begin[1:] > reach[:-1] + _GAP))
+        start, stop = begin[first], reach[np.append(first[1:], rows.size) - 1]
+        data = self._reader.read(self.start + start, stop - start)
+        places = np.cumsum(stop - start) - (stop - start) - start
+        which = np.searchsorted(first, np.arange(rows.size), side="right") - 1
+        place = places[which] + begin
+        ends = place + lengths[rows]
+        for row, i, j in zip(rows.tolist(), place.tolist(), ends.tolist(), strict=True):
+            found[row] = data[i:j]
+        return found

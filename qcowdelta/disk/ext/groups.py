@@ -19,6 +19,7 @@ from . import layout
 from .layout import Compatible, GroupFlag, Incompatible, ReadOnly, State
 
 _MAX_GROUPS = 1 << 22
+_MAX_LENGTH = 1 << 60  # bytes
 _MAX_LOG_BLOCK = 6
 _MIN_BLOCKS_PER_GROUP = 256
 
@@ -133,7 +134,7 @@ def _check(shape: Geometry) -> None:
     per_bitmap = shape.block_size * 8
     power = [shape.inode_size, shape.descriptor_size]
     limits = {
-        "block count": shape.first_block < shape.blocks < 1 << 48,
+        "block count": shape.first_block < shape.blocks < _MAX_LENGTH // shape.block_size,
         "first block": shape.first_block <= 1,
         "blocks per group": _MIN_BLOCKS_PER_GROUP
         <= shape.blocks_per_group

@@ -21,6 +21,7 @@ from .inodes import Inodes, inode_limit, read_inodes
 from .layout import KNOWN_READ_ONLY, Incompatible, InodeFlag, ReadOnly, SpecialInode
 from .mapping import Mapping, Runs, map_inodes
 
+_FIRST_INODE = 11
 _MAX_ATTRIBUTE_BLOCKS = 1 << 18
 _ATTRIBUTES_AT_ONCE = 1 << 12
 _ATTRIBUTES_HEADER = 32
@@ -98,18 +99,22 @@ class _Notes:
         self.add(not (mapping.complete and names.complete), "it has more files than are read")
         unknown = shape.superblock.feature_ro_compat & ~int(KNOWN_READ_ONLY)
         self.add(unknown, f"it has a feature that is not known here ({unknown:#x})")
+        if shape.has(Incompatible.RECOVER):
+            self.remarks.append("its journal was not replayed: what it tells may be out of date")
         if parts.inodes.flag(InodeFlag.ENCRYPT).any():
             self.remarks.append("names in encrypted directories are shown as they are stored")
 
     def hold_inodes(self, parts: _Parts) -> None:
         """Compare how many inodes are in use with what the groups say."""
         groups = parts.groups
+        sb = parts.shape.superblock
+        reserved = sb.first_ino if sb.rev_level else _FIRST_INODE
         free = int(groups.free_inodes.sum())
         used = parts.shape.inodes_per_group * parts.shape.groups - free
         some = parts.inodes.number.size
         # Reserved inodes are in use whether or not there is anything in them.
         self.add(
-            parts.mapping.complete and not used - 16 <= some <= used,
+            parts.mapping.complete and not used - reserved <= some <= used,
             "inodes in use are not as many as its groups say",
         )
 
@@ -195,7 +200,7 @@ def _kinds(parts: _Parts) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]
 
 def _special(parts: _Parts) -> Mask:
     number, sb = parts.inodes.number, parts.shape.superblock
-    first = sb.first_ino if sb.rev_level else 11
+    first = sb.first_ino if sb.rev_level else _FIRST_INODE
     special: Mask = (number < first) & (number != SpecialInode.ROOT)
     named = (sb.usr_quota_inum, sb.grp_quota_inum, sb.prj_quota_inum, sb.orphan_file_inum)
     special |= np.isin(number, [n for n in named if n])
