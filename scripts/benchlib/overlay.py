@@ -89,6 +89,24 @@ def plain(setting: Setting) -> Result:
     return Result("plain pair", [peer, mine, least], targets)
 
 
+def inspecting(setting: Setting) -> Result:
+    """The Debian pair, told apart by file and kind of space."""
+    golden = images.golden(setting.golden)
+    pair = Pair(golden / "old.qcow2", golden / "new.qcow2")
+    report = setting.folder / "report.txt"
+    script = 'exec "$0" inspect "$1" "$2" >"$3"'
+    command: Command = ["sh", "-c", script, qcowdelta(), pair.old, pair.new, report]
+    mine, plainly = compete(
+        [
+            Contestant("qcowdelta inspect", [command], report),
+            ours(pair, setting.folder / "o.qcow2"),
+        ],
+        setting.runs,
+    )
+    target = at_most("inspect, of diff's time", speedup(mine, plainly), 1.5)
+    return Result("inspect, plain pair", [mine, plainly], [target])
+
+
 def can_rebase_compressed(folder: Path) -> bool:
     """Whether this qemu-img has `rebase -c` (QEMU 8.2)."""
     base, overlay = folder / "base.qcow2", folder / "overlay.qcow2"
@@ -239,5 +257,6 @@ CASES: dict[str, Callable[[Setting], Result]] = {
     "sparse": sparse,
     "full-tables": full_tables,
     "scattered": scattered,
+    "inspect": inspecting,
     "reflinked": reflinked,
 }
