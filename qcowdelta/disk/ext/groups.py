@@ -31,7 +31,8 @@ class Geometry:
     Attributes:
         block_size: bytes.
         ratio: blocks in a cluster; 1 without bigalloc.
-        blocks: how many the file system has.
+        blocks: how many the file system has, as far as its volume reaches.
+        told: how many it says it has.
         first_block: the first of group 0: 1 where blocks are 1 KiB, else 0.
         blocks_per_group, inodes_per_group, groups: as they are called.
         inodes: how many there are.
@@ -41,6 +42,7 @@ class Geometry:
     block_size: int
     ratio: int
     blocks: int
+    told: int
     first_block: int
     blocks_per_group: int
     inodes_per_group: int
@@ -112,14 +114,17 @@ def read_geometry(volume: Volume) -> Geometry:
         blocks |= sb.blocks_count_hi << 32
         descriptor = sb.desc_size
     inode_size = sb.inode_size if sb.rev_level else 128
+    # What lies beyond the volume is not there to be read, and could be any number of groups.
+    held = min(blocks, volume.length // block_size)
     shape = Geometry(
         block_size,
         1 << (sb.log_cluster_size - sb.log_block_size) if bigalloc else 1,
+        held,
         blocks,
         sb.first_data_block,
         sb.blocks_per_group,
         sb.inodes_per_group,
-        ceil_div(max(blocks - sb.first_data_block, 0), max(sb.blocks_per_group, 1)),
+        ceil_div(max(held - sb.first_data_block, 0), max(sb.blocks_per_group, 1)),
         sb.inodes_count,
         inode_size,
         descriptor,
@@ -134,7 +139,8 @@ def _check(shape: Geometry) -> None:
     per_bitmap = shape.block_size * 8
     power = [shape.inode_size, shape.descriptor_size]
     limits = {
-        "block count": shape.first_block < shape.blocks < _MAX_LENGTH // shape.block_size,
+        "block count": shape.first_block < shape.blocks
+        and shape.told < _MAX_LENGTH // shape.block_size,
         "first block": shape.first_block <= 1,
         "blocks per group": _MIN_BLOCKS_PER_GROUP
         <= shape.blocks_per_group
@@ -145,7 +151,8 @@ def _check(shape: Geometry) -> None:
         "descriptor size": 32 <= shape.descriptor_size <= shape.block_size,
         "inode size or descriptor size": all(n & (n - 1) == 0 for n in power),
         "group count": shape.groups <= _MAX_GROUPS,
-        "inode count": shape.inodes <= shape.groups * shape.inodes_per_group,
+        "inode count": shape.told > shape.blocks
+        or shape.inodes <= shape.groups * shape.inodes_per_group,
     }
     wrong = [name for name, good in limits.items() if not good]
     if wrong:

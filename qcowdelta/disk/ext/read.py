@@ -93,7 +93,7 @@ class _Notes:
     def add_damage(self, volume: Volume, parts: _Parts) -> None:
         """Note what the readers met."""
         shape, mapping, names = parts.shape, parts.mapping, parts.directories
-        self.add(shape.blocks * shape.block_size > volume.length, "it is larger than its partition")
+        self.add(shape.told > shape.blocks, "it is larger than its partition")
         self.add(mapping.damaged, "block maps of some files are damaged")
         self.add(names.damaged, "some directories are damaged")
         self.add(not (mapping.complete and names.complete), "it has more files than are read")
