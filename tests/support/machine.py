@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tests.support import qemu
 
@@ -37,14 +37,43 @@ _ENDED = re.compile(r"(wrote|read|discard) \d+/\d+ bytes|\w+ failed: ")
 
 @dataclass(frozen=True)
 class Disk:
-    """A virtio disk: the id of its device, and its image.
+    """A disk: the id of its device, its image, and how it is attached.
 
-    The node of the format is called NAME-format, that of the file NAME-file.
+    The node of the format is called NAME-format, that of the file NAME-file; but by `drive`, the
+    way of old, QEMU makes up their names.
     """
 
     name: str
     path: Path
     fmt: str = "qcow2"
+    attached: Literal["virtio-blk", "scsi", "drive"] = "virtio-blk"
+
+    @property
+    def device(self) -> str:
+        """The QOM path of what has the disk."""
+        within = "" if self.attached == "scsi" else "/virtio-backend"
+        return f"/machine/peripheral/{self.name}{within}"
+
+    def options(self) -> list[str]:
+        """The disk on QEMU's command line."""
+        virtio = f"virtio-blk-pci,id={self.name},drive={self.name}"
+        if self.attached == "drive":
+            drive = f"if=none,id={self.name},format={self.fmt},discard=unmap,file={self.path}"
+            return ["-drive", drive, "-device", virtio]
+        file = {
+            "driver": "file", "node-name": f"{self.name}-file", "filename": str(self.path),
+            "discard": "unmap",
+        }  # fmt: skip
+        node = {
+            "driver": self.fmt, "node-name": f"{self.name}-format", "file": f"{self.name}-file",
+            "discard": "unmap",
+        }  # fmt: skip
+        options = ["-blockdev", json.dumps(file), "-blockdev", json.dumps(node)]
+        if self.attached == "scsi":
+            bus = f"virtio-scsi-pci,id={self.name}-bus"
+            disk = f"scsi-hd,id={self.name},bus={self.name}-bus.0,drive={self.name}-format"
+            return [*options, "-device", bus, "-device", disk]
+        return [*options, "-device", f"{virtio}-format"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +214,7 @@ class Machine:
             "-qmp", f"unix:{self.second},server=on,wait=off",
         ]  # fmt: skip
         for disk in self.disks.values():
-            argv += self._disk_options(disk)
+            argv += disk.options()
         if self._guest is None:
             firmware = Path(self._folder.name, "firmware")
             firmware.write_bytes(_FIRMWARE)
@@ -195,19 +224,6 @@ class Machine:
             "-kernel", str(self._guest.kernel), "-initrd", str(self._guest.initrd),
             "-append", self._guest.append, *self._more,
         ]  # fmt: skip
-
-    @staticmethod
-    def _disk_options(disk: Disk) -> list[str]:
-        file = {
-            "driver": "file", "node-name": f"{disk.name}-file", "filename": str(disk.path),
-            "discard": "unmap",
-        }  # fmt: skip
-        node = {
-            "driver": disk.fmt, "node-name": f"{disk.name}-format", "file": f"{disk.name}-file",
-            "discard": "unmap",
-        }  # fmt: skip
-        device = f"virtio-blk-pci,id={disk.name},drive={disk.name}-format"
-        return ["-blockdev", json.dumps(file), "-blockdev", json.dumps(node), "-device", device]
 
     @property
     def pid(self) -> int:
@@ -241,9 +257,8 @@ class Machine:
         return self._io(name, f"read -P {pattern} {offset} {length}") == "read"
 
     def _io(self, name: str, command: str) -> str:
-        device = f"/machine/peripheral/{name}/virtio-backend"
         with self._lock:
-            said = self.human(f'qemu-io -d {device} "{command}"')
+            said = self.human(f'qemu-io -d {self.disks[name].device} "{command}"')
             assert said == "", said
             ended, before = self._console.line(_ENDED)
         wrong = [line for line in before if "failed" in line]
@@ -258,8 +273,8 @@ class Machine:
 
     def flush(self) -> None:
         """Write out what QEMU keeps of the disks' metadata."""
-        for name in self.disks:
-            self.human(f'qemu-io -d /machine/peripheral/{name}/virtio-backend "flush"')
+        for disk in self.disks.values():
+            self.human(f'qemu-io -d {disk.device} "flush"')
 
     def state(self) -> dict[str, Any]:
         """All of the block layer that a client could change, but not what a guest changes."""
@@ -375,9 +390,7 @@ class Writer:
             while not self._stop.is_set():
                 # Numbers go on with the next writer, so that every write is a change.
                 number = self._machine.numbers = self._machine.numbers + 1
-                # A step that has no factor in common with the size comes by everywhere.
-                granule = number * 7919 % self._size
-                write = Write(granule * GRANULE, GRANULE, number % 251 + 1 if number % 6 else 0)
+                write = self._write_of(number)
                 if write.pattern:
                     self._machine.write(self._name, write.offset, write.length, write.pattern)
                 else:
@@ -385,6 +398,17 @@ class Writer:
                 self.log.append(write)
         except BaseException as error:
             self._failed = error
+
+    def _write_of(self, number: int) -> Write:
+        """A whole granule or a part of one; of zeros now and then."""
+        # A step that has no factor in common with the size comes by everywhere.
+        start = number * 7919 % self._size * GRANULE
+        pattern = number % 251 + 1 if number % 6 else 0
+        return (
+            Write(start + 8192, 4096, pattern)
+            if number % 4 == 1
+            else Write(start, GRANULE, pattern)
+        )
 
     def moments(self, content: bytes) -> list[int]:
         """After which numbers of writes the disk was as `content`; none says it never was."""
@@ -397,9 +421,12 @@ class Writer:
         }
         found = [] if wrong else [0]
         for number, write in enumerate(self.log, 1):
-            place = slice(write.offset, write.offset + write.length)
-            state[place] = bytes([write.pattern]) * write.length
-            (wrong.discard if content[place] == state[place] else wrong.add)(write.offset)
+            state[write.offset : write.offset + write.length] = (
+                bytes([write.pattern]) * write.length
+            )
+            start = write.offset // GRANULE * GRANULE
+            granule = slice(start, start + GRANULE)
+            (wrong.discard if content[granule] == state[granule] else wrong.add)(start)
             if not wrong:
                 found.append(number)
         return found
