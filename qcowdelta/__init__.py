@@ -12,23 +12,32 @@ from typing import TYPE_CHECKING
 
 _HOMES = {
     "AtomicOutput": "output",
+    "Attribution": "attribution",
+    "Attributor": "attribute",
     "Backing": "qcow2.writer",
     "BaseIdentity": "identity",
     "ChangeKind": "delta",
     "Delta": "delta",
+    "DiskView": "live.view",
     "HostFile": "hostfile",
     "Image": "image",
     "ImageDelta": "diff",
     "ImageOptions": "fullimage",
+    "Machine": "live.machine",
     "OpenPolicy": "policy",
     "OverlayOptions": "overlay",
     "PatchFile": "patch.container",
     "PatchOptions": "patch.write",
     "QcowDeltaError": "errors",
+    "QmpSession": "qemu.qmp",
+    "Secret": "secret",
+    "ViewOptions": "live.view",
     "apply_patch": "patch.apply",
     "check_overlay": "verify",
+    "clean_up": "live.cleanup",
     "composed": "patch.combine",
     "describe": "info",
+    "drop_free": "dropfree",
     "inspect_delta": "inspect",
     "inverted": "patch.combine",
     "open_bitmap": "dirty",
@@ -43,9 +52,12 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from .attribute import Attributor
+    from .attribution import Attribution
     from .delta import ChangeKind, Delta
     from .diff import ImageDelta
     from .dirty import open_bitmap
+    from .dropfree import drop_free
     from .errors import QcowDeltaError
     from .fullimage import ImageOptions, write_image
     from .hostfile import HostFile
@@ -53,6 +65,9 @@ if TYPE_CHECKING:
     from .image import Image, open_image
     from .info import describe
     from .inspect import inspect_delta
+    from .live.cleanup import clean_up
+    from .live.machine import Machine
+    from .live.view import DiskView, ViewOptions
     from .output import AtomicOutput
     from .overlay import OverlayOptions, write_overlay
     from .patch.apply import apply_patch
@@ -63,29 +78,40 @@ if TYPE_CHECKING:
     from .patch.write import PatchOptions, write_patch
     from .policy import OpenPolicy
     from .qcow2.writer import Backing
+    from .qemu.qmp import QmpSession
+    from .secret import Secret
     from .spotcheck import spot_check
     from .verify import check_overlay
     from .version import __version__ as __version__
 
 __all__ = [
     "AtomicOutput",
+    "Attribution",
+    "Attributor",
     "Backing",
     "BaseIdentity",
     "ChangeKind",
     "Delta",
+    "DiskView",
     "HostFile",
     "Image",
     "ImageDelta",
     "ImageOptions",
+    "Machine",
     "OpenPolicy",
     "OverlayOptions",
     "PatchFile",
     "PatchOptions",
     "QcowDeltaError",
+    "QmpSession",
+    "Secret",
+    "ViewOptions",
     "apply_patch",
     "check_overlay",
+    "clean_up",
     "composed",
     "describe",
+    "drop_free",
     "inspect_delta",
     "inverted",
     "open_bitmap",
