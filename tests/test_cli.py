@@ -759,3 +759,27 @@ def test_progress_is_shown_on_a_terminal_only(pair: Pair, tmp_path: Path) -> Non
     forced = ok(*words, "--progress")
     assert TITLE in forced.err or not forced.err
     assert TITLE not in forced.out
+
+
+def test_interrupt_that_python_can_only_drop_comes_again(pair: Pair) -> None:
+    dropped = (
+        "import signal, time\n"
+        "import qcowdelta.cli as cli\n"
+        "class Drops:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "def slow():\n"
+        "    Drops()\n"
+        "    time.sleep(20)\n"
+        "cli._run_before, cli._run = cli._run, lambda: slow() or cli._run_before()\n"
+        "try:\n"
+        "    cli.main()\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", dropped, "info", pair.old],
+        capture_output=True, text=True, timeout=15, check=False,
+    )  # fmt: skip
+    assert done.stdout == "interrupted\n"
+    assert done.stderr == ""

@@ -7,6 +7,7 @@ quick.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import rich_click as click
@@ -25,6 +26,7 @@ from .verify import verify
 
 ERROR = 2
 _SWITCH_INTERVAL = 0.0002
+_AGAIN = 0.01  # s
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,7 +62,20 @@ def main() -> None:
     # Threads hand the interpreter over after calls of some microseconds, not of milliseconds.
     sys.setswitchinterval(_SWITCH_INTERVAL)
     keep_freed_memory()
+    sys.unraisablehook = _interrupt_again
     sys.exit(_run())
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Have an interrupt come again that came where Python could only drop it, as while cleaning up.
+
+    Not at once: it would come within this function, and be dropped again.
+    """
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _run() -> int:

@@ -234,6 +234,7 @@
     const picture = document.createElement("canvas");
     const view = { zoom: 1, x: 0, y: 0 };  // x, y: the column and row at the left upper corner
     let cursor = -1, borders = null, unit = 1, pending = false;
+    let pixels = new Uint8ClampedArray();  // the picture's, so that it need not be read back
     const maximum = () => Math.max(1, Math.min(64, 40 / unit));
 
     function paint() {
@@ -255,6 +256,7 @@
         }
         image.data[at + 3] = 255;
       }
+      pixels = image.data;
       picture.getContext("2d").putImageData(image, 0, 0);
       draw();
     }
@@ -356,7 +358,7 @@
         }
       }
       if (scale / devicePixelRatio < 13) return;
-      const factor = scale, pixels = picture.getContext("2d").getImageData(0, 0, cells.columns, cells.rows).data;
+      const factor = scale;
       context.save();
       context.setTransform(1, 0, 0, 1, 0, 0);
       context.font = `600 ${Math.round(factor * 0.55)}px sans-serif`;

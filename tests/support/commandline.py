@@ -43,6 +43,7 @@ def run(*words: str | Path, cwd: Path | None = None) -> Result:
         for name in ("FORCE_COLOR", "QCOWDELTA_TRACEBACK"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "100")
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back afterwards
         patch.setattr(sys, "argv", ["qcowdelta", *map(str, words)])
         try:
             main()
