@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +42,8 @@ class FileType(Enum):
     OTHER = "other"
 
 
-@dataclass(frozen=True, slots=True)
-class FileChange:
-    """One file that changed.
+class FileChange(NamedTuple):
+    """One file that changed. There may be hundreds of thousands, so it is a plain tuple.
 
     Attributes:
         path: within its file system, from ``/``, as the image has it: no text, and to be escaped

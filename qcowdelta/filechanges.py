@@ -15,7 +15,7 @@ from .disk.diskmap import DiskMap
 from .disk.files import FileTable
 from .disk.kinds import Partition
 from .disk.pairing import Pairing
-from .disk.space import NOBODY
+from .disk.space import NOBODY, Index
 from .extents import Mask, Offsets
 
 _TYPES = tuple(FileType)
@@ -47,9 +47,11 @@ class FileChanges:
             for number, part in enumerate(pairing.old.partitions)
             if number not in pairing.partitions.values()
         )
-        found = sorted(self._all(), key=lambda row: (-row[1].changed_bytes, -row[1].freed_bytes))
-        self.files = [change for _, change in found]
-        owners = np.array([owner for owner, _ in found], np.int64)
+        found = list(self._all())
+        weights = np.array([(c.freed_bytes, c.changed_bytes) for _, c in found], np.int64)
+        order = np.lexsort(-weights.reshape(-1, 2).T)
+        self.files = [found[at][1] for at in order.tolist()]
+        owners = np.array([owner for owner, _ in found], np.int64)[order]
         index = np.flatnonzero(owners != NOBODY)
         self.index_of_owner = np.full(self._changed.size, -1, np.int32)
         self.index_of_owner[owners[index]] = index
@@ -86,17 +88,17 @@ class FileChanges:
         was = matching.old[rows]
         freed = np.where(was >= 0, self._pairing.freed[first + np.maximum(was, 0)], 0)
         columns = (
-            rows, was, freed, status[rows], matching.name[rows], files.type[rows],
-            files.size[rows], self._changed[own][rows], files.inode[rows],
+            rows, freed, status[rows], files.type[rows], files.size[rows],
+            self._changed[own][rows], files.inode[rows],
         )  # fmt: skip
-        for row, old_row, gone, code, name, type_, size, changed, inode in zip(
-            *(column.tolist() for column in columns), strict=True
+        moved = was[status[rows] == _NUMBER[FileStatus.MOVED]]
+        came_from = iter(_paths(old, moved, matching.old_name[moved]))
+        paths = _paths(files, rows, matching.name[rows])
+        for path, row, gone, code, type_, size, changed, inode in zip(
+            paths, *(column.tolist() for column in columns), strict=True
         ):
             what = _STATUSES[code]
-            before = None
-            if what is FileStatus.MOVED:
-                before = _path(old, old_row, int(matching.old_name[old_row]))
-            path = _path(files, row, name)
+            before = next(came_from) if what is FileStatus.MOVED else None
             yield (
                 base + row,
                 FileChange(path, number, what, _TYPES[type_], before, size, changed, gone, inode),
@@ -110,11 +112,11 @@ class FileChanges:
         freed = self._pairing.freed[first : first + files.count]
         named = files.first_names() >= 0
         index = np.flatnonzero(rows & (named | (freed > 0)))
-        columns = (index, files.type[index], files.size[index], freed[index], files.inode[index])
-        for row, type_, size, gone, inode in zip(
-            *(column.tolist() for column in columns), strict=True
+        columns = (files.type[index], files.size[index], freed[index], files.inode[index])
+        what = FileStatus.DELETED
+        for path, type_, size, gone, inode in zip(
+            files.paths_of(index), *(column.tolist() for column in columns), strict=True
         ):
-            path, what = files.path_of(row), FileStatus.DELETED
             yield (
                 NOBODY,
                 FileChange(path, number, what, _TYPES[type_], None, size, 0, gone, inode),
@@ -130,8 +132,11 @@ def by_owner(disk: DiskMap, weights: Offsets) -> Offsets:
     return sums
 
 
-def _path(files: FileTable, row: int, name: int) -> bytes:
-    return files.path(name) if name >= 0 else files.path_of(row)
+def _paths(files: FileTable, rows: Index, names: Index) -> list[bytes]:
+    """Return the paths of files by the given names; by their first ones where these are -1."""
+    named = iter(files.paths(names[names >= 0]))
+    others = iter(files.paths_of(rows[names < 0]))
+    return [next(named if name >= 0 else others) for name in names.tolist()]
 
 
 def _statuses(

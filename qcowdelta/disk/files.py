@@ -117,6 +117,25 @@ class FileTable:
         """Return the path that ends with a name, from ``/`` on."""
         return self._directory(int(self.names["parent"][index])) + self.name(index)
 
+    def paths(self, index: Index) -> list[bytes]:
+        """Return the paths that end with some names, as :meth:`path` does, in fewer steps."""
+        rows = self.names[index]
+        folders = {row: self._directory(row) for row in np.unique(rows["parent"]).tolist()}
+        columns = (rows["parent"], rows["start"], rows["start"] + rows["length"])
+        return [
+            folders[parent] + self.buffer[start:stop]
+            for parent, start, stop in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+    def paths_of(self, rows: Index) -> list[bytes]:
+        """Return the paths of files by their first names, as :meth:`path_of` does."""
+        index = np.where(rows == self.root, -1, self.first_names()[rows])
+        paths = iter(self.paths(index[index >= 0]))
+        return [
+            b"/" if row == self.root else next(paths) if name >= 0 else b""
+            for row, name in zip(rows.tolist(), index.tolist(), strict=True)
+        ]
+
     def path_of(self, row: int) -> bytes:
         """Return a file's path by its first name; empty where it has none."""
         if row == self.root:
