@@ -15,7 +15,7 @@ from tests.support.qmp_proxy import Moment, Proxy
 MIB = 1 << 20
 SIZE = 16 * MIB
 
-pytestmark = pytest.mark.usefixtures("qemu_tools")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("qemu_tools")]
 
 
 @pytest.fixture

@@ -178,6 +178,7 @@ def test_base_that_is_the_disk_itself_is_refused(setup: Setup, tmp_path: Path) -
 
 def test_output_over_the_disk_itself_is_refused(setup: Setup) -> None:
     path = setup.machine.disks["disk0"].path
+    setup.machine.write("disk0", SIZE - GRANULE, GRANULE, 0x24)
     said = setup.live.run(*setup.diff("disk0", path, "--force")).refusal
     assert str(path) in said
     assert setup.machine.reads_as("disk0", SIZE - GRANULE, GRANULE, 0x24)

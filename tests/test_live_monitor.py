@@ -50,6 +50,7 @@ def _nothing_left(live: Live, machine: Machine) -> None:
     assert not (live.folder / "out.qcow2").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_monitor_that_another_client_holds_is_named(
     command: str, machine: Machine, live: Live
