@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from ..units import readable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..delta import Progress
 
 size = readable
@@ -20,6 +20,8 @@ size = readable
 
 def console() -> Console:
     """Return a console for standard output. Piped, it is wide enough not to break lines."""
+    from rich.console import Console
+
     out = Console(highlight=False, soft_wrap=False)
     return out if out.is_terminal else Console(highlight=False, width=max(out.width, 100))
 
@@ -55,6 +57,7 @@ def progress(wanted: bool, title: str) -> Iterator[Progress | None]:
     if not wanted:
         yield None
         return
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
