@@ -97,6 +97,7 @@ def _source(
     from ..errors import OptionError
     from ..patch.describe import PatchChanges, describe_patch
     from ..patch.open import open_patched
+    from ..units import usable_cpus
 
     files = tuple(str(path) for path in (old, new) if path is not None)
     patch = _patch(stack, old if new is None else new)
@@ -116,6 +117,8 @@ def _source(
         first,
         second,
         granularity=_granularity(first, second, options),
+        # One is left to reading the file systems, which takes about as long as comparing.
+        threads=max(1, usable_cpus() - options["files"]),
         dirty=dirty,
         trust=options["trust_bitmap"],
     )
