@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from . import options as opt
 from . import sinks
+
+if TYPE_CHECKING:
+    from ..dropfree import FreeSpace
+    from ..image import Image
 
 
 @click.command()
@@ -32,7 +36,6 @@ from . import sinks
 def diff(old: Path, new: Path, output: Path, **options: Any) -> None:
     """Write what turns OLD into NEW: a qcow2 overlay over OLD, or a portable patch."""
     from ..diff import ImageDelta
-    from ..dropfree import drop_free
     from ..errors import printable
     from ..patch.blocks import BLOCK
 
@@ -43,7 +46,7 @@ def diff(old: Path, new: Path, output: Path, **options: Any) -> None:
         stack.enter_context(second)
         sinks.refuse_input(output, first, second)
         dirty = opt.open_bitmap(first, second, options)
-        free = drop_free(first, second) if options["drop_free"] else None
+        free = _free_space(first, second) if options["drop_free"] else None
         target = second if free is None else free.image
 
         def delta(unit: int) -> ImageDelta:
@@ -66,3 +69,9 @@ def diff(old: Path, new: Path, output: Path, **options: Any) -> None:
             "untouched_partitions": [part.number for part in free.untouched],
         }
     sinks.show(figures, options)
+
+
+def _free_space(old: Image, new: Image) -> FreeSpace:
+    from ..dropfree import drop_free  # reading file systems takes many modules
+
+    return drop_free(old, new)
