@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from .delta import ChangeKind, Changes, ChangeWindow
-from .extents import Extents, Kind, Mask, Offsets, coalesce, cut_at, runs
+from .extents import Extents, Kind, Mask, Offsets, coalesce, cut_at, runs, spread
 from .qcow2.geometry import Geometry
 from .qcow2.layout import CompressionType
 from .reader import Readable
@@ -31,9 +31,8 @@ class Bits:
     def __init__(self, changes: Changes, geometry: Geometry) -> None:
         unit, per = geometry.unit, geometry.cluster_size // geometry.unit
         counts = -(-changes["length"] // unit)
-        first = np.cumsum(counts) - counts
-        units = np.repeat(changes["start"] // unit - first, counts) + np.arange(counts.sum())
-        zeroed = np.repeat(changes["kind"] == ChangeKind.ZEROED, counts)
+        row, units = spread(changes["start"] // unit, counts)
+        zeroed = (changes["kind"] == ChangeKind.ZEROED)[row]
         bit = np.uint64(1) << (units % per).astype(np.uint64)
         cluster = units // per
         begin, _ = runs(cluster)

@@ -13,7 +13,7 @@ import numpy as np
 from .delta import CHANGE, WINDOW_ALIGNMENT, ChangeKind, Changes, ChangeWindow, DeltaStats
 from .dirty import DirtyRanges, Suspects
 from .errors import OptionError
-from .extents import Extents, Kind, Mask, Offsets, multiples_inside, runs
+from .extents import Extents, Kind, Mask, Offsets, multiples_inside, runs, spread
 from .image import Image
 from .payloads import Outcome, PayloadComparer, Words, comparable, differing, has_data
 from .pieces import Classifier, Verdict
@@ -215,10 +215,8 @@ class _Comparer:
         if a is not None and b is not None and np.array_equal(a, b):
             return Outcome.of([], reads)
         unit = _common_unit(new, self.granularity)
-        counts = new["length"] // unit
-        first = np.cumsum(counts) - counts
-        inside = np.arange(counts.sum()) - np.repeat(first, counts)
-        granule = (np.repeat(new["start"], counts) + inside * unit) // self.granularity
+        _, place = spread(new["start"] // unit, new["length"] // unit)
+        granule = place // (self.granularity // unit)
         a, b = (None if side is None else side.reshape(-1, unit // 8) for side in (a, b))
         differs, old_nonzero, new_nonzero = differing(a, b, granule)
         length = np.full(differs.size, self.granularity)

@@ -7,6 +7,7 @@ return a new array; those that say so also take extents with gaps between them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, TypeAlias
 
@@ -51,6 +52,14 @@ def single(start: int, stop: int, kind: Kind, *, host: int = 0, source: int = 0)
     return np.array([(start, stop - start, host, 0, 0, source, kind)], EXTENT)
 
 
+def join(parts: Sequence[Extents]) -> Extents:
+    """Return extents one behind the other, as a new array."""
+    # As opaque records: numpy would work out a common type of two that have fields, in Python.
+    opaque = f"V{EXTENT.itemsize}"
+    views = [np.empty(0, opaque), *(part.view(opaque) for part in parts)]
+    return np.concatenate(views).view(EXTENT)
+
+
 def ends(extents: Extents) -> Offsets:
     """Return the guest offset at which each extent ends."""
     result: Offsets = extents["start"] + extents["length"]
@@ -72,18 +81,22 @@ def cut_index(extents: Extents, points: Offsets) -> tuple[Offsets, npt.NDArray[n
     return cut, np.searchsorted(starts, cut, side="right") - 1
 
 
+def trim(extents: Extents, start: Offsets, stop: Offsets) -> Extents:
+    """Cut each extent, in place, to a range of its own, in which it must lie in part."""
+    start = np.maximum(start, extents["start"])
+    stop = np.minimum(stop, ends(extents))
+    skipped = start - extents["start"]
+    extents["start"], extents["length"] = start, stop - start
+    extents["host"] += np.where(extents["kind"] == Kind.DATA, skipped, 0)
+    extents["within"] += np.where(extents["kind"] == Kind.COMPRESSED, skipped, 0).astype(np.int32)
+    return extents
+
+
 def pick(extents: Extents, starts: Offsets, index: npt.NDArray[np.intp]) -> Extents:
     """Return the pieces that begin at ``starts``, piece ``i`` lying in ``extents[index[i]]``."""
-    out = extents[index]
-    if not out.size:
-        return out
-    skipped = starts - out["start"]
-    stops = np.minimum(ends(out), np.append(starts[1:], ends(out)[-1:]))
-    out["start"] = starts
-    out["length"] = stops - starts
-    out["host"] += np.where(out["kind"] == Kind.DATA, skipped, 0)
-    out["within"] += np.where(out["kind"] == Kind.COMPRESSED, skipped, 0).astype(np.int32)
-    return out
+    if not starts.size:
+        return extents[:0]
+    return trim(extents[index], starts, np.append(starts[1:], ends(extents)[-1]))
 
 
 def cut_at(extents: Extents, points: Offsets) -> Extents:
@@ -144,15 +157,15 @@ def guest_points(extents: Extents, mask: Mask, host_points: Offsets) -> Offsets:
     rows = extents[mask]
     low = np.searchsorted(host_points, rows["host"], side="right")
     high = np.searchsorted(host_points, rows["host"] + rows["length"], side="left")
-    counts = np.maximum(high - low, 0)
-    total = int(counts.sum())
-    if not total:
-        return np.empty(0, np.int64)
-    row = np.repeat(np.arange(rows.size), counts)
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    point = host_points[np.repeat(low, counts) + np.arange(total) - first]
-    result: Offsets = rows["start"][row] + (point - rows["host"][row])
+    row, point = spread(low, np.maximum(high - low, 0))
+    result: Offsets = rows["start"][row] + (host_points[point] - rows["host"][row])
     return result
+
+
+def spread(first: Any, counts: Any) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Count from each ``first`` on: return the numbers, behind the index each belongs to."""
+    which = np.repeat(np.arange(counts.size), counts)
+    return which, (first - (np.cumsum(counts) - counts))[which] + np.arange(which.size)
 
 
 def runs(flags: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -176,7 +189,5 @@ def inside(points: Offsets, ranges: Offsets) -> Mask:
 def multiples_inside(start: Offsets, length: Offsets, unit: int) -> Offsets:
     """Return the multiples of ``unit`` that lie strictly inside of ranges."""
     first = start // unit + 1
-    counts = np.maximum((start + length - 1) // unit - first + 1, 0)
-    offset = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    result: Offsets = (np.repeat(first, counts) + offset) * unit
-    return result
+    _, number = spread(first, np.maximum((start + length - 1) // unit - first + 1, 0))
+    return number * unit

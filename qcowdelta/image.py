@@ -18,7 +18,7 @@ from .errors import (
     UnsupportedFeatureError,
     printable,
 )
-from .extents import Extents, Kind, coalesce, single, stack
+from .extents import Extents, Kind, coalesce, join, single, stack
 from .formats import FORMATS, probe
 from .hostfile import HostFile
 from .layer import How, Layer, Source
@@ -122,7 +122,7 @@ class Image:
             extents = stack(extents, below)
         extents["kind"][extents["kind"] == Kind.UNALLOCATED] = Kind.ZERO
         if inner < stop:
-            extents = np.concatenate([extents, single(inner, stop, Kind.ZERO)])
+            extents = join([extents, single(inner, stop, Kind.ZERO)])
         return extents
 
     def next_mapped(self, start: int) -> int:

@@ -18,6 +18,7 @@ from .delta import (
     Progress,
     Summary,
 )
+from .extents import spread
 from .units import ceil_div
 
 
@@ -149,9 +150,7 @@ def _fill(grid: npt.NDArray[np.int64], changes: Changes, cell_size: int) -> None
     """Add changed bytes to the cells that they lie in."""
     start, length = changes["start"], changes["length"]
     first, last = start // cell_size, (start + length - 1) // cell_size
-    counts = last - first + 1
-    index = np.repeat(np.arange(changes.size), counts)
-    cell = first[index] + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    index, cell = spread(first, last - first + 1)
     low = np.maximum(start[index], cell * cell_size)
     high = np.minimum((start + length)[index], (cell + 1) * cell_size)
     np.add.at(grid, (changes["kind"][index].astype(np.int64) - 1, cell), high - low)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from typing import Protocol
 
 import numpy as np
@@ -29,12 +31,47 @@ class Readable(Protocol):
         """Return what ``[start, stop)`` is."""
 
 
-class GuestReader:
-    """Reads an image's guest content. Not for use by two threads at a time."""
+class Inflated:
+    """The content of compressed clusters that were used last; safe to be used by several threads.
 
-    def __init__(self, image: Readable) -> None:
+    Args:
+        room: how many bytes of them are kept; one cluster always is.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        self._room = room
+        self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, place: tuple[int, int]) -> bytes | None:
+        """Return the cluster at a place (which source, the payload's offset), or None."""
+        with self._lock:
+            data = self._kept.get(place)
+            if data is not None:
+                self._kept.move_to_end(place)
+            return data
+
+    def put(self, place: tuple[int, int], data: bytes) -> None:
+        """Keep a cluster."""
+        with self._lock:
+            if place not in self._kept:
+                self._kept[place] = data
+                self._room -= len(data)
+            while self._room < 0 and len(self._kept) > 1:
+                self._room += len(self._kept.popitem(last=False)[1])
+
+
+class GuestReader:
+    """Reads an image's guest content. Not for use by two threads at a time.
+
+    Args:
+        image: the image.
+        inflated: the clusters of it that are inflated already, which others may use too.
+    """
+
+    def __init__(self, image: Readable, inflated: Inflated | None = None) -> None:
         self._image = image
-        self._inflated: tuple[int, int, bytes] | None = None
+        self._inflated = inflated or Inflated()
 
     def read(self, start: int, length: int) -> bytes:
         """Return ``length`` bytes of guest content; beyond the end of the disk are zeros."""
@@ -81,26 +118,36 @@ class GuestReader:
             self._read_compressed(extents[compressed], begins[compressed], buffer)
 
     def _read_compressed(self, extents: Extents, begins: Offsets, buffer: memoryview) -> None:
-        for i, j in payload_spans(extents):
-            host = int(extents["host"][i])
-            length = int(extents["host"][j - 1] + extents["bound"][j - 1]) - host
-            payloads = memoryview(bytearray(length))
-            source = self._image.sources[extents["source"][i]]
-            source.file.read_into(payloads, host)
-            for k in range(i, j):
-                row = extents[k]
-                data = self._inflate(source, row, payloads[int(row["host"]) - host :])
-                begin, within, size = int(begins[k]), int(row["within"]), int(row["length"])
-                buffer[begin : begin + size] = data[within : within + size]
+        columns = (extents["source"], extents["host"], extents["within"], extents["length"])
+        rows = zip(*(column.tolist() for column in (*columns, begins)), strict=True)
+        missing = []
+        for k, (number, host, within, length, begin) in enumerate(rows):
+            data = self._inflated.get((number, host))
+            if data is None:
+                missing.append(k)
+            else:
+                buffer[begin : begin + length] = data[within : within + length]
+        if missing:
+            self._inflate(extents[missing], begins[missing], buffer)
 
-    def _inflate(self, source: Source, row: np.void, payload: memoryview) -> bytes:
-        """Inflate one cluster; several extents in a row may lie in the same one."""
-        number, host = int(row["source"]), int(row["host"])
-        if self._inflated is not None and self._inflated[:2] == (number, host):
-            return self._inflated[2]
-        data = source.inflate(payload[: int(row["bound"])], host, int(row["start"]))
-        self._inflated = (number, host, data)
-        return data
+    def _inflate(self, extents: Extents, begins: Offsets, buffer: memoryview) -> None:
+        """Inflate clusters; several extents in a row may lie in the same one."""
+        names = ("host", "bound", "start", "within", "length")
+        rows = list(zip(*(extents[name].tolist() for name in names), begins.tolist(), strict=True))
+        data, of = b"", (-1, -1)
+        for i, j in payload_spans(extents):
+            number = int(extents["source"][i])
+            source = self._image.sources[number]
+            first = rows[i][0]
+            payloads = memoryview(bytearray(rows[j - 1][0] + rows[j - 1][1] - first))
+            source.file.read_into(payloads, first)
+            for host, bound, start, within, length, begin in rows[i:j]:
+                if of != (number, host):
+                    of = number, host
+                    payload = payloads[host - first : host - first + bound]
+                    data = source.inflate(payload, host, start)
+                    self._inflated.put(of, data)
+                buffer[begin : begin + length] = data[within : within + length]
 
 
 def payload_spans(extents: Extents) -> list[tuple[int, int]]:

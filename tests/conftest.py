@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, Phase, settings
+
+# A suite that was started in the background is deaf to interrupts, and its children would be too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Examples start QEMU programs: shrinking one would take many minutes, so only "long" does it.
 _common = settings(

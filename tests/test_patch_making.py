@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -166,13 +168,13 @@ def test_patch_is_never_larger_than_new_compressed_alone(effort: Effort, tmp_pat
 
 # --- memory --------------------------------------------------------------------------------------
 
-OLD_SIZE, NEW_SIZE = 4096 * MIB, 1024 * MIB
+OLD_SIZE, NEW_SIZE = 2048 * MIB, 1024 * MIB
 MAKING, APPLYING = 768 * MIB, 256 * MIB
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """OLD: 4 GiB in which no block comes twice. NEW: 1 GiB of it, moved, and 128 MiB changed."""
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """OLD: 2 GiB in which no block comes twice. NEW: 1 GiB of it, moved, and 128 MiB changed."""
     folder = tmp_path_factory.mktemp("large")
     old, new = folder / "old.raw", folder / "new.raw"
     noise = np.random.default_rng(7)
@@ -184,17 +186,19 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             file.write(part.data)
     with old.open("rb") as source, new.open("wb") as file:
         for number in range(NEW_SIZE // (64 * MIB)):
-            source.seek(number * 192 * MIB + 20 * BLOCK)
+            source.seek(number * 96 * MIB + 20 * BLOCK)
             data = bytearray(source.read(64 * MIB))
             data[: 4 * MIB] = noise.bytes(4 * MIB)
             for at in range(8 * MIB, 12 * MIB, 3000):
                 data[at] ^= 1
             file.write(data)
-    return old, new
+    yield old, new
+    shutil.rmtree(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.xdist_group("large")
 @pytest.mark.parametrize("effort", ["fast", "default"])
 def test_making_and_applying_a_patch_of_large_images_takes_bounded_memory(
     large: tuple[Path, Path], tmp_path: Path, effort: str

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..extents import Offsets
+from ..extents import spread as spread
 
 SPACE = np.dtype(
     [
@@ -123,10 +124,3 @@ def pieces(start: Offsets, length: Offsets, rows: Spaces) -> tuple[Index, Index,
     begin = np.maximum(start[which], rows["start"][row])
     end = np.minimum(stop[which], stops(rows)[row])
     return which, row, begin, end - begin
-
-
-def spread(first: Any, counts: Any) -> tuple[Index, Index]:
-    """Count from each ``first`` on: return the numbers, behind the index each belongs to."""
-    which = np.repeat(np.arange(counts.size), counts)
-    within = np.arange(which.size) - np.repeat(np.cumsum(counts) - counts, counts)
-    return which, first[which] + within

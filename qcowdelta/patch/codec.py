@@ -80,7 +80,7 @@ def _decode_zstd(stored: Buffer, length: int, dictionary: Buffer) -> bytes:
             raise CodecError("is not a zstd frame of the length it should have")
         if len(dictionary):
             prefix = zstandard.ZstdCompressionDict(
-                bytes(dictionary), dict_type=zstandard.DICT_TYPE_RAWCONTENT
+                dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT
             )
             decoder = zstandard.ZstdDecompressor(dict_data=prefix)
         else:

@@ -12,7 +12,6 @@ from ..image import Image
 from ..output import AtomicOutput
 from .blocks import BLOCK
 from .container import PatchFile, PatchWriter
-from .layout import OperationKind, Space
 from .open import open_patched
 from .segment import Segment
 
@@ -75,9 +74,8 @@ def merge(first: PatchFile, second: PatchFile, output: AtomicOutput) -> int:
 def _check_untouched(segment: Segment, first: PatchFile) -> None:
     """Hold that what a segment takes from its base is the same in the first patch's base."""
     bits = first.header.segment_bits
-    copies, parts = segment.of_kind(OperationKind.COPY_BASE), segment.of_space(Space.BASE)
-    start = np.concatenate([copies["source"], parts["start"]]).astype(np.int64)
-    stop = start + np.concatenate([copies["length"], parts["length"]]).astype(np.int64)
+    start, length = segment.of_base()
+    stop = start + length
     touched = first.entries["number"]
     inside = np.searchsorted(touched, start >> bits) != np.searchsorted(
         touched, ((stop - 1) >> bits) + 1

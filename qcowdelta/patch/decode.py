@@ -118,53 +118,52 @@ class SegmentDecoder:
         segment = self._patch.segment(at)
         self._lists[at] = frozenset(segment.references)
         self._prepare(segment)
-        content = bytearray(segment.length)
+        content = np.empty(segment.length, np.uint8).data
         self._fill_same(segment, content)
-        copies = segment.of_kind(OperationKind.COPY_BASE)
-        parts = segment.of_space(Space.BASE)
-        copied, dictionary = self._read_base(segment, copies, parts)
-        _place(content, copies, copied)
-        copies = segment.of_kind(OperationKind.COPY_TARGET)
-        _place(content, copies, self._spool.read(copies["source"], copies["length"]))
-        parts = segment.of_space(Space.TARGET)
-        whole: Buffer = dictionary
-        if parts.size:
-            whole = b"".join([dictionary, self._spool.read(parts["start"], parts["length"])])
-        data = self._data(segment, whole)
+        dictionary = self._copy(segment, content)
+        data = self._data(segment, dictionary)
         _place(content, segment.of_kind(OperationKind.DATA), memoryview(data))
         self._check(segment, content)
         self.verified[at] = True
-        decoded = Decoded(memoryview(content).toreadonly(), segment.references)
+        decoded = Decoded(content.toreadonly(), segment.references)
         if self._patch.entries["users"][at]:
             self._keep(at, decoded)
         return decoded
 
-    def _fill_same(self, segment: Segment, content: bytearray) -> None:
+    def _fill_same(self, segment: Segment, content: memoryview) -> None:
         """Fill in what no operation covers with the base's content at the same place."""
         rows = segment.operations
-        if int(rows["length"].astype(np.int64).sum()) == segment.length:
-            return
-        self._base.read_into(segment.start, memoryview(content))
+        if int(rows["length"].astype(np.int64).sum()) != segment.length:
+            self._base.read_into(segment.start, content)
         for row in segment.of_kind(OperationKind.ZERO):
             start, length = int(row["start"]), int(row["length"])
             content[start : start + length] = bytes(length)
 
-    def _read_base(self, segment: Segment, copies: Rows, parts: Rows) -> tuple[memoryview, ...]:
-        """Read what the base gives to copies and to the dictionary, and check it."""
-        copied = self._base.read(
-            copies["source"].astype(np.int64), copies["length"].astype(np.int64)
-        )
-        dictionary = self._base.read(
-            parts["start"].astype(np.int64), parts["length"].astype(np.int64)
-        )
-        used = blake3(copied)
-        used.update(dictionary)
-        if used.digest() != segment.base_digest:
+    def _copy(self, segment: Segment, content: memoryview) -> memoryview:
+        """Put in place what is copied, and return the dictionary."""
+        copies = segment.of_kind(OperationKind.COPY_BASE)
+        starts, lengths = segment.of_base()
+        copied, used = int(copies["length"].sum()), int(lengths.sum())
+        parts = segment.of_space(Space.TARGET)
+        buffer = np.empty(copied + segment.dictionary_length, np.uint8).data
+        self._base.read_ranges(starts, lengths, buffer[:used])
+        self._check_base(segment, buffer[:used])
+        _place(content, copies, buffer)
+        copies = segment.of_kind(OperationKind.COPY_TARGET)
+        rows = zip(*(copies[name].tolist() for name in ("source", "length", "start")), strict=True)
+        self._spool.read_into(content, rows)
+        at = used + np.cumsum(parts["length"]) - parts["length"]
+        rows = zip(parts["start"].tolist(), parts["length"].tolist(), at.tolist(), strict=True)
+        self._spool.read_into(buffer, rows)
+        return buffer[copied:]
+
+    def _check_base(self, segment: Segment, used: memoryview) -> None:
+        """Hold what the base gives to copies and to the dictionary against the segment."""
+        if blake3(used).digest() != segment.base_digest:
             raise BaseMismatchError(
                 f"{printable(self._patch.path)}: the base is not the one that this patch was made "
                 f"from: what segment {segment.number} takes from it is different"
             )
-        return copied, dictionary
 
     def _prepare(self, segment: Segment) -> None:
         """Have all that a segment refers to in the temporary file."""
@@ -203,10 +202,9 @@ class SegmentDecoder:
         except CodecError as error:
             raise self._damaged(segment, f"the payload {error}") from error
 
-    def _check(self, segment: Segment, content: bytearray) -> None:
-        view = memoryview(content)
+    def _check(self, segment: Segment, content: memoryview) -> None:
         for index, digest in enumerate(segment.leaf_digests):
-            if blake3(view[index * LEAF : (index + 1) * LEAF]).digest() != digest:
+            if blake3(content[index * LEAF : (index + 1) * LEAF]).digest() != digest:
                 raise self._damaged(segment, "the result is not what it should be")
 
     def _damaged(self, segment: Segment, what: str) -> ImageError:
@@ -217,7 +215,7 @@ class SegmentDecoder:
         )
 
 
-def _place(content: bytearray, rows: Rows, data: memoryview) -> None:
+def _place(content: memoryview, rows: Rows, data: memoryview) -> None:
     """Put the bytes of operations, one behind the other, where they belong."""
     at = 0
     for start, length in zip(rows["start"].tolist(), rows["length"].tolist(), strict=True):

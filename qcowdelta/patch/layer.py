@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..errors import PathName
-from ..extents import EXTENT, Extents, Kind, Offsets, single
+from ..extents import EXTENT, Extents, Kind, Offsets, join, single
 from ..image import Image
 from ..layer import How, Source, SourceFile
 from ..units import align_up
@@ -81,9 +81,8 @@ class PatchLayer:
         entries, bits = self.patch.entries, self.patch.header.segment_bits
         first = int(np.searchsorted(entries["number"], start >> bits))
         last = int(np.searchsorted(entries["number"], align_up(stop, 1 << bits) >> bits))
-        rows = [self._rows_of(at) for at in range(first, last)]
-        found = np.concatenate(rows) if rows else np.empty(0, EXTENT)
-        return _tile(found, start, stop)
+        rows = join([self._rows_of(at) for at in range(first, last)])
+        return _tile(rows, start, stop)
 
     def _read_rows(self, at: int) -> Extents:
         segment = self.patch.segment(at)

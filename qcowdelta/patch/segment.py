@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from .. import declare
 from ..errors import CorruptImageError, FormatError, PathName
+from ..extents import Offsets
 from ..units import ceil_div
 from . import layout
 from .codec import Buffer, CodecError, decode, encode_small
@@ -79,6 +80,15 @@ class Segment:
         """Return the dictionary's parts of one space."""
         rows: Rows = self.ranges[self.ranges["space"] == space]
         return rows
+
+    def of_base(self) -> tuple[Offsets, Offsets]:
+        """Return where what it takes from the base begins there, and how long each range is.
+
+        They are in the order that ``base_digest`` is of: copies, then the dictionary's parts.
+        """
+        copies, parts = self.of_kind(OperationKind.COPY_BASE), self.of_space(Space.BASE)
+        start = np.concatenate([copies["source"], parts["start"]]).astype(np.int64)
+        return start, np.concatenate([copies["length"], parts["length"]]).astype(np.int64)
 
     def build(self) -> bytes:
         """Return the segment as it is stored."""

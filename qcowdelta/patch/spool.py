@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Iterable
 
 from ..errors import PathName
 from .codec import Buffer
-from .segment import Rows
 
 
 class Spool:
@@ -42,14 +42,17 @@ class Spool:
             count = os.pwrite(self._fd, view, offset)
             view, offset = view[count:], offset + count
 
-    def read(self, starts: Rows, lengths: Rows) -> memoryview:
-        """Return ranges of the target, each in one segment that was written, as one."""
-        pieces = []
-        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-            slot = self._slots[start >> self._bits]
-            within = start & ((1 << self._bits) - 1)
-            pieces.append(os.pread(self._fd, length, (slot << self._bits) + within))
-        return memoryview(b"".join(pieces))
+    def read_into(self, buffer: memoryview, rows: Iterable[tuple[int, int, int]]) -> None:
+        """Read ranges of the target, each in one segment that was written.
+
+        Args:
+            buffer: where to.
+            rows: of each range, where it begins, how long it is, and where in the buffer it goes.
+        """
+        within = (1 << self._bits) - 1
+        for start, length, place in rows:
+            offset = (self._slots[start >> self._bits] << self._bits) + (start & within)
+            os.preadv(self._fd, [buffer[place : place + length]], offset)
 
     def close(self) -> None:
         """Give the room back."""

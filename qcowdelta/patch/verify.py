@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 from blake3 import blake3
 
 from ..errors import ImageError
-from ..extents import Offsets
 from ..hashtree import LEAF, TreeHasher, content_digest, leaf_digests, leaf_length, zero_leaf
 from ..image import Image
 from ..ranges import RangeReader
 from .container import PatchFile
 from .decode import SegmentDecoder
-from .layout import OperationKind, Space
 from .open import roots
-from .segment import Segment
 
 _MOST = 1000
 
@@ -115,17 +111,10 @@ def _check_base(segments: _Segments, base: Image, finding: Finding) -> None:
     reader = RangeReader(base)
     for at in segments.readable:
         segment = segments.patch.segment(at)
-        starts, lengths = _used(segment)
+        starts, lengths = segment.of_base()
         if blake3(reader.read(starts, lengths)).digest() != segment.base_digest:
             pairs = zip(starts.tolist(), lengths.tolist(), strict=True)
             finding.fail("", list(pairs))
-
-
-def _used(segment: Segment) -> tuple[Offsets, Offsets]:
-    """Return the base's ranges that a segment uses."""
-    copies, parts = segment.of_kind(OperationKind.COPY_BASE), segment.of_space(Space.BASE)
-    starts = np.concatenate([copies["source"], parts["start"]]).astype(np.int64)
-    return starts, np.concatenate([copies["length"], parts["length"]]).astype(np.int64)
 
 
 def _check_result(segments: _Segments, base: Image, finding: Finding) -> None:

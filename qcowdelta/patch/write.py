@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from ..delta import Changes, Delta, Progress, Summary
 from ..errors import OptionError
-from ..extents import Offsets
+from ..extents import Offsets, spread
 from ..hashtree import LEAF, TreeHasher, leaf_length
 from ..output import AtomicOutput
 from ..ranges import RangeReader
@@ -216,7 +216,4 @@ class _Writing:
 def _blocks(changes: Changes) -> Offsets:
     """Return the numbers of all blocks in changes."""
     first = changes["start"] // BLOCK
-    counts = -(-changes["length"] // BLOCK)
-    inside = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    blocks: Offsets = np.repeat(first, counts) + inside
-    return blocks
+    return spread(first, -(-changes["length"] // BLOCK))[1]
