@@ -164,6 +164,7 @@ def test_patch_may_come_from_a_pipe(work: Work, tmp_path: Path) -> None:
     assert os.listdir(temporary) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["nothing", "half", "all but a byte", "more", "other", "closed"])
 def test_pipe_that_gives_no_whole_patch_leaves_nothing(
     raw_work: Work, tmp_path: Path, what: str
@@ -183,6 +184,7 @@ def test_pipe_that_gives_no_whole_patch_leaves_nothing(
     assert raw_work.beside_output() == os.listdir(temporary) == []
 
 
+@pytest.mark.slow
 def test_resume_works_with_a_pipe_too(raw_work: Work, leave: Leave) -> None:
     leave(raw_work)
     words = ["apply", "-", *raw_work.words("--resume")[2:]]
@@ -290,6 +292,7 @@ def test_resume_again_and_again_finishes(work: Work, tmp_path: Path) -> None:
     work.assert_finished()
 
 
+@pytest.mark.slow
 def test_resume_redoes_no_more_than_a_segment_for_each_thread(
     raw_work: Work, tmp_path: Path
 ) -> None:
@@ -318,6 +321,7 @@ def bytes_written(calls: list[tuple[str, int]]) -> int:
     )
 
 
+@pytest.mark.slow
 def test_without_resume_what_is_left_is_not_trusted(work: Work, leave: Leave) -> None:
     leave(work)
     data = bytearray(work.partial.read_bytes())
@@ -326,6 +330,7 @@ def test_without_resume_what_is_left_is_not_trusted(work: Work, leave: Leave) ->
     work.assert_finished()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["content", "cut off", "empty", "lost", "journal of all", "journal torn"]
 )
@@ -361,6 +366,7 @@ def test_damage_to_what_is_left_is_refused_or_made_good(
     work.assert_finished()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["journal of another work", "no journal", "noise", "links"])
 def test_what_another_work_left_is_begun_anew(
     work: Work, leave: Leave, tmp_path: Path, left: str
@@ -520,6 +526,7 @@ def test_no_space_keeps_what_force_would_replace(pair: Pair, small_folder: Path)
     assert work.beside_output() == [work.output.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [4096, 300_000, 9 * MIB, SIZE - 4096])
 def test_resume_goes_on_after_a_failure_too(work: Work, limit: int) -> None:
     done = subprocess.run(
@@ -571,6 +578,7 @@ def test_what_is_no_regular_file_is_never_replaced(
     assert target.exists() == (kind == "link")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["itself", "symbolic link", "hard link", "other spelling"])
 @pytest.mark.parametrize("which", ["base", "patch", "backing file"])
 @pytest.mark.parametrize("command_name", ["apply", "convert", "invert", "compose"])

@@ -161,6 +161,7 @@ def small_folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pat
 SMALL = ["64k", "320k", "1m", "4m", "15m", "16m"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small_folder", SMALL, indirect=True)
 def test_no_space_ends_in_one_line_and_leaves_nothing(tmp_path: Path, small_folder: Path) -> None:
     pair = _pair(tmp_path, small_folder / "out.qcow2")
@@ -172,6 +173,7 @@ def test_no_space_ends_in_one_line_and_leaves_nothing(tmp_path: Path, small_fold
     _assert_failed(done, pair, errno.ENOSPC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small_folder", ["64k", "4m"], indirect=True)
 @pytest.mark.parametrize("compress", ["zlib", "zstd"])
 def test_no_space_for_compressed_clusters_leaves_nothing(
@@ -193,6 +195,7 @@ def test_no_space_keeps_what_force_would_replace(tmp_path: Path, small_folder: P
     _assert_failed(done, pair, errno.ENOSPC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [4096, 300_000, 2 * MIB, 15 * MIB])
 def test_file_size_limit_ends_in_one_line_and_leaves_nothing(pair: Pair, limit: int) -> None:
     done = subprocess.run(
@@ -239,6 +242,7 @@ def what_is_there(path: Path) -> tuple[int, ...]:
     return info.st_mode, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "fifo", "link", "dangling link"])
 def test_what_is_no_regular_file_is_never_replaced(kind: str, pair: Pair, tmp_path: Path) -> None:
     target = tmp_path / "target"
@@ -264,6 +268,7 @@ def test_missing_output_folder_is_named(pair: Pair, tmp_path: Path) -> None:
     assert not lost.output.parent.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["itself", "symbolic link", "hard link", "other spelling"])
 @pytest.mark.parametrize("which", ["old", "new", "backing file", "data file"])
 def test_input_is_never_overwritten(which: str, way: str, tmp_path: Path) -> None:
@@ -304,6 +309,7 @@ def test_output_that_would_be_its_own_backing_file_is_refused(pair: Pair) -> Non
     assert pair.beside_output() == []
 
 
+@pytest.mark.slow
 def test_two_at_once_have_one_winner(pair: Pair) -> None:
     for _ in range(3):
         pair.output.unlink(missing_ok=True)

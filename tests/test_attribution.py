@@ -94,10 +94,12 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
 
 
 class TestTheDiskThatHasEverything:
+    @pytest.mark.slow
     @pytest.mark.parametrize("granularity", [512, 4096, 65536, 2 * MIB])
     def test_all_sums_are_exact(self, disk: Disk, granularity: int) -> None:
         attributed(disk.old, disk.new, granularity)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("cells", [1, 7, 4096, 10**6])
     def test_the_map_has_every_byte_once(self, disk: Disk, cells: int) -> None:
         found = attributed(disk.old, disk.new, 512, cells)

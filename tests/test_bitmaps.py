@@ -202,6 +202,7 @@ SOME = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", [512, 4 * KIB, 64 * KIB, 2 * MIB])
 @pytest.mark.parametrize("cluster", [512, 4 * KIB, 64 * KIB, 2 * MIB])
 def test_overlay_and_patch_read_as_new(cluster: int, granularity: int, tmp_path: Path) -> None:
@@ -213,6 +214,7 @@ def test_overlay_and_patch_read_as_new(cluster: int, granularity: int, tmp_path:
     pair.assert_rebuilt("--trust-bitmap")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", [4 * KIB, 64 * KIB, MIB])
 def test_little_more_is_read_than_what_is_dirty(cluster: int, tmp_path: Path) -> None:
     """By the delta's own figures, and by what the system counted."""
@@ -340,6 +342,7 @@ def works(draw: st.DrawFn, size: int) -> list[str]:
     return commands
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_what_was_written_since_the_bitmap_began_is_all_the_delta_needs(
     data: st.DataObject,

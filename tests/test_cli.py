@@ -453,6 +453,7 @@ def test_inspect_shows_sizes_extents_and_a_map(pair: Pair) -> None:
     assert re.search(r"^[.aAmMzZ]{50,}$", shown, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 80, 160])
 def test_inspect_fits_the_window(pair: Pair, columns: int) -> None:
     shown = in_terminal(["inspect", str(pair.old), str(pair.new), "--no-progress"], columns)

@@ -21,6 +21,8 @@ from tests.support.commandline import ok
 from tests.support.hostile import MIB, command
 from tests.support.killing import LIMIT
 
+pytestmark = pytest.mark.slow
+
 ROUNDS, SEVERAL = 10, 4
 SIZE = 4 * MIB
 PRECIOUS = b"what was there before"
@@ -247,7 +249,6 @@ def test_second_apply_to_one_output_is_told_at_once(more: list[str], work: Work)
     work.assert_whole()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "there"),
     [([], False), (["--force"], False), (["--force"], True)],

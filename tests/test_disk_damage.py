@@ -180,6 +180,7 @@ def slices(cases: int, parts: int) -> list[object]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", slices(EXT_CASES, EXT_SLICES))
 def test_spoiled_ext_file_systems_are_survived(
     exts: list[Sound], tmp_path: Path, cases: range
@@ -217,6 +218,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Sound, object
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", slices(TSK_CASES, TSK_SLICES))
 def test_spoiled_ntfs_and_fat_are_survived(
     others: list[tuple[Sound, object]], tmp_path: Path, cases: range
@@ -229,6 +231,7 @@ def test_spoiled_ntfs_and_fat_are_survived(
     assert len(tried.ended) > 1
 
 
+@pytest.mark.slow
 def test_noise_instead_of_structures_is_survived(exts: list[Sound], tmp_path: Path) -> None:
     """Whole structures of random bytes: each inode table, each bitmap, each directory."""
     tried = Tried(tmp_path / "case")
@@ -319,6 +322,7 @@ class TestHostileShapes:
         sums_hold(new, old, 4096)
         assert time.monotonic() - began < LONGEST
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", ["", "-O ^64bit,meta_bg,^resize_inode", "-O bigalloc"])
     def test_a_large_empty_file_system_costs_little(self, tmp_path: Path, options: str) -> None:
         """An empty one of 8 TiB in a sparse file."""

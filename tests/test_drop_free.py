@@ -173,12 +173,14 @@ def test_refuses_a_disk_on_which_nothing_is_known(pair: Pair) -> None:
     assert "not understood" in refusal(pair, noise)
 
 
+@pytest.mark.slow
 def test_refuses_a_disk_with_a_partition_that_is_not_read(pair: Pair, tmp_path: Path) -> None:
     disks.require("sfdisk", "mkfs.ntfs", "ntfscp", "mkfs.fat", "mcopy", "mkswap")
     disk = disks.make_disk(tmp_path)
     assert "partition 5 (luks)" in refusal(pair, disk.new)
 
 
+@pytest.mark.slow
 def test_leaves_alone_a_partition_without_anything_known(pair: Pair, tmp_path: Path) -> None:
     disks.require("sfdisk")
     slots = (disks.Slot(1, 1, "21686148-6449-6E6F-744E-656564454649"), disks.Slot(2, 128, "L"))

@@ -466,6 +466,7 @@ class TestWithoutAndAgainstTheSleuthKit:
         monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
         assert "qcowdelta[files]" in self.note(fat)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("program", "said"),
         [

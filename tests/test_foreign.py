@@ -98,6 +98,7 @@ def test_every_foreign_format_is_in_the_matrix() -> None:
     assert {each.format for each in VARIANTS.values()} - {"qcow2"} == set(FOREIGN)
 
 
+@pytest.mark.slow
 def test_overlay_reads_as_new(variant: Variant, made: Path, tmp_path: Path) -> None:
     old, new = image(made, "old", variant), image(made, "new", variant)
     out = tmp_path / "out.qcow2"
@@ -121,6 +122,7 @@ def test_overlay_reads_as_new(variant: Variant, made: Path, tmp_path: Path) -> N
     assert "was not modified" in checked.out
 
 
+@pytest.mark.slow
 def test_patch_reads_as_new_and_is_that_of_the_raw_pair(
     variant: Variant, made: Path, raws: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -136,6 +138,7 @@ def test_patch_reads_as_new_and_is_that_of_the_raw_pair(
         assert out.read_bytes() == native.read_bytes()
 
 
+@pytest.mark.slow
 def test_mixed_chain_is_read_natively_down_to_what_only_qemu_reads(
     variant: Variant, made: Path, tmp_path: Path
 ) -> None:
@@ -209,6 +212,7 @@ def test_verbose_says_how_each_file_is_read(
     assert ok("diff", old, raws[1], "-o", tmp_path / "quiet.qcow2").err == ""
 
 
+@pytest.mark.slow
 def test_info_tells_format_and_size_without_qemu(
     variant: Variant, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +230,7 @@ def test_info_tells_format_and_size_without_qemu(
     assert str(found["virtual_size"])[:3] in ok("info", path).out.replace(",", "")
 
 
+@pytest.mark.slow
 def test_inspect_and_verify_take_foreign_images(made: Path, tmp_path: Path) -> None:
     variant = VARIANTS["vmdk-streamOptimized"]
     old, new = image(made, "old", variant), image(made, "new", VARIANTS["luks"])
@@ -270,6 +275,7 @@ def test_vmdk_parent_is_read_with_it(made: Path, raws: tuple[Path, Path], tmp_pa
 # --- without the daemon ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["vmdk-monolithicFlat", "vmdk-streamOptimized", "vhdx", "luks", "qcow2-aes", "qcow2-luks"],
@@ -295,9 +301,9 @@ def test_without_a_daemon_a_copy_is_converted_and_announced(
 def test_without_qemu_the_packages_are_named(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    old = image(made, "old", VARIANTS["vdi"])
     monkeypatch.setenv(DAEMON, NOWHERE)
     monkeypatch.setenv(IMG, NOWHERE)
-    old = image(made, "old", VARIANTS["vdi"])
     said = refused("diff", old, made / "new.raw", "-o", tmp_path / "out.qcow2")
     assert "qemu-system-common" in said
     assert "qemu-utils" in said
@@ -307,6 +313,7 @@ def test_without_qemu_the_packages_are_named(
 # --- secrets --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCRYPTED)
 def test_without_its_secret_an_encrypted_image_is_refused(name: str, made: Path) -> None:
     path = image(made, "old", VARIANTS[name])
@@ -314,6 +321,7 @@ def test_without_its_secret_an_encrypted_image_is_refused(name: str, made: Path)
         open_image(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [False, True])
 @pytest.mark.parametrize("name", ["luks", "qcow2-luks"])
 def test_wrong_secret_is_told_and_not_shown(
@@ -504,6 +512,7 @@ def test_fixed_vhd_is_raw_unless_it_is_named(made: Path) -> None:
         assert opened.size == SIZE
 
 
+@pytest.mark.slow
 def test_encrypted_chain_is_opened_by_the_policy(
     made: Path, raws: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -683,6 +692,7 @@ def test_daemon_that_dies_is_told_with_the_image(made: Path) -> None:
             opened.reader().read(MIB, 512)
 
 
+@pytest.mark.slow
 def test_daemon_that_hangs_is_given_up(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_module, "TIMEOUT", 1.0)
     began = time.monotonic()
@@ -695,6 +705,7 @@ def test_daemon_that_hangs_is_given_up(made: Path, monkeypatch: pytest.MonkeyPat
     assert not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["exec sleep 60", "echo out of order >&2; exit 3"])
 def test_program_that_is_no_daemon_is_given_up(
     script: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -299,6 +299,7 @@ def fingerprint_by_the_text(image: Any) -> bytes:
     return digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 512, 1 << 20, (3 << 20) + 512, 256 << 20, (257 << 20) + 512])
 def test_the_profiles_digest_can_be_made_from_its_text_alone(tmp_path: Path, size: int) -> None:
     path = tmp_path / "disk.raw"

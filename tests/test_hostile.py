@@ -155,6 +155,7 @@ def assert_within_limits(done: hostile.Outcome) -> None:
     assert done.memory < MEMORY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "make"), ACCEPTED, ids=[name for name, _ in ACCEPTED])
 def test_what_is_just_inside_the_limits_is_read_as_qemu_reads_it(
     name: str, make: hostile.Maker, tmp_path: Path

@@ -145,6 +145,7 @@ def test_names_add_no_elements(everything: Made) -> None:
     assert one == two
 
 
+@pytest.mark.slow
 def test_a_page_of_a_large_disk_stays_small_and_says_what_is_left_out() -> None:
     many = made(files=200_000, cells=1 << 17, cell_size=1 << 20, seed=7)
     assert many.attribution.size > 100 * 10**9

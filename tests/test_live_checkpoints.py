@@ -15,6 +15,8 @@ from tests.support.live import Live, content, diff
 from tests.support.machine import GRANULE, Disk, Machine, Writer
 from tests.support.qmp_proxy import Moment, Proxy
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 SIZE = 32 * MIB
 METHODS = ("copy-before-write", "backup")
@@ -82,7 +84,6 @@ def test_each_delta_since_the_last_is_right_and_reads_what_is_dirty(
         last = name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_writes_during_an_incremental_delta_are_in_it_or_in_the_next(
     method: str, chain: Chain
@@ -103,7 +104,6 @@ def test_writes_during_an_incremental_delta_are_in_it_or_in_the_next(
     assert chain.read() == chain.machine.content["disk0"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_write_at_any_step_of_an_incremental_delta_is_missed_by_none(
     method: str, chain: Chain
@@ -147,7 +147,6 @@ def test_nothing_written_gives_an_empty_delta_that_reads_nothing(chain: Chain) -
     assert chain.read() == chain.machine.content["disk0"]
 
 
-@pytest.mark.slow
 def test_failed_incremental_delta_leaves_its_checkpoint_to_try_again(chain: Chain) -> None:
     chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
     before = chain.machine.state()
@@ -167,7 +166,6 @@ def test_failed_incremental_delta_leaves_its_checkpoint_to_try_again(chain: Chai
     assert chain.read() == chain.machine.content["disk0"]
 
 
-@pytest.mark.slow
 def test_checkpoint_is_followed_by_the_next_or_kept_as_asked(chain: Chain) -> None:
     chain.live.ok("checkpoint", "--device", "disk0", "--name", "0")
     chain.add("--since", "0", "--checkpoint", "1")
@@ -183,7 +181,6 @@ def test_checkpoint_is_followed_by_the_next_or_kept_as_asked(chain: Chain) -> No
     assert chain.machine.bitmaps("disk0") == {}
 
 
-@pytest.mark.slow
 def test_incremental_deltas_within_a_second_need_no_names(chain: Chain) -> None:
     chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
     last = "start"
@@ -193,7 +190,6 @@ def test_incremental_deltas_within_a_second_need_no_names(chain: Chain) -> None:
         assert chain.read() == chain.machine.content["disk0"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("chain", ["qcow2"], indirect=True)
 def test_killed_incremental_delta_leaves_the_checkpoint_that_its_output_needs(
     chain: Chain,
@@ -236,7 +232,6 @@ def _kill_one(chain: Chain, number: int) -> bool:
     return outcome.status != 0
 
 
-@pytest.mark.slow
 def test_base_that_is_another_disk_is_refused(chain: Chain) -> None:
     chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
     chain.machine.write("disk0", 0, MIB, 0x61)
@@ -267,7 +262,6 @@ def test_checkpoint_of_a_name_that_is_taken_is_refused(chain: Chain) -> None:
     assert chain.machine.state() == before
 
 
-@pytest.mark.slow
 def test_checkpoint_is_lost_in_a_crash_and_the_message_says_so(tmp_path: Path) -> None:
     """A killed VM leaves bitmaps that say in use: everything has to be compared again."""
     qemu.require("qemu-img", "qemu-io", "qemu-system")

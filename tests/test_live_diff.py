@@ -13,6 +13,8 @@ from tests.support import qemu
 from tests.support.live import Live, Words, content, diff
 from tests.support.machine import GRANULE, Disk, Machine, Writer
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 SIZE = 32 * MIB
 DEVICES = ("disk0", "disk1")

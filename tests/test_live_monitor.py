@@ -91,6 +91,7 @@ def test_socket_of_a_dead_machine_is_named(live: Live, tmp_path: Path) -> None:
     assert outcome.seconds < QUICK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "said", [b"SSH-2.0-OpenSSH_9.2\r\n", b'{"hello": 1}\n', b"\xff\xfe\n", b""]
 )

@@ -19,6 +19,8 @@ from tests.support.live import Live, Outcome, Words, content, diff
 from tests.support.machine import GRANULE, Disk, Machine
 from tests.support.qmp_proxy import Moment, Proxy
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 SIZE = 16 * MIB
 ROUNDS = 10
@@ -109,7 +111,6 @@ def _steps(setup: Setup, *more: str) -> list[str]:
         return proxy.commands
 
 
-@pytest.mark.slow
 def test_cleanup_undoes_a_diff_killed_at_any_step(setup: Setup) -> None:
     before, steps = setup.machine.state(), _steps(setup)
     for number in range(len(steps)):
@@ -121,7 +122,6 @@ def test_cleanup_undoes_a_diff_killed_at_any_step(setup: Setup) -> None:
     setup.works()
 
 
-@pytest.mark.slow
 def test_cleanup_undoes_a_killed_diff_ten_times_in_a_row(setup: Setup) -> None:
     """One machine, which is killed into everywhere again and again, and written to in between."""
     before, count = setup.machine.state(), len(_steps(setup))
@@ -136,7 +136,6 @@ def test_cleanup_undoes_a_killed_diff_ten_times_in_a_row(setup: Setup) -> None:
         setup.works()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("strike", "first"), [(_interrupt, 0), (_terminate, 1)])
 def test_interrupted_diff_undoes_itself(strike: Killer, first: int, setup: Setup) -> None:
     before, steps = setup.machine.state(), _steps(setup)
@@ -343,7 +342,6 @@ def test_cleanup_keeps_what_is_not_of_a_run(setup: Setup) -> None:
 ENDINGS = ("overlay", "patch", "refused", "full", "Ctrl-C", "terminated", "killed")
 
 
-@pytest.mark.slow
 def test_nothing_is_left_in_28_runs_however_they_end(setup: Setup) -> None:
     """No process, socket or temporary file; what is in the machine after a kill, cleanup undoes."""
     before, count = setup.machine.state(), len(_steps(setup))

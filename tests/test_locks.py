@@ -63,6 +63,7 @@ def _held_by(holder: str, path: Path, fmt: str = "qcow2") -> Iterator[int]:
         yield pid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", ["qcow2", "raw"])
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_image_of_a_running_process_is_refused_with_what_to_do(
@@ -95,6 +96,7 @@ def test_image_of_a_running_process_is_refused_with_what_to_do(
     assert hostile.cli("info", path).status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_backing_files_of_a_running_process_can_be_read(
     holder: str, chain: Path, tmp_path: Path
@@ -136,6 +138,7 @@ def test_process_over_what_we_read_starts(holder: str, chain: Path) -> None:
         assert _try_to_write(chain) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", ["qcow2", "raw"])
 def test_image_held_by_a_writer_is_refused(fmt: str, tmp_path: Path) -> None:
     path = tmp_path / f"image.{fmt}"
@@ -239,6 +242,7 @@ def test_lock_is_not_inherited_by_children(chain: Path) -> None:
         child.wait()
 
 
+@pytest.mark.slow
 def test_image_is_held_while_it_is_compared(tmp_path: Path) -> None:
     """Not only when it is opened: until the command ends."""
     old, new = tmp_path / "old.qcow2", tmp_path / "new.qcow2"

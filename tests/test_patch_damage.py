@@ -645,6 +645,7 @@ def test_holes_of_gigabytes_are_not_read(rich: Rich, tmp_path: Path, what: str) 
     assert_within_limits(bad, rich.old, tmp_path)
 
 
+@pytest.mark.slow
 def test_list_of_references_that_is_not_closed_is_refused(tmp_path: Path) -> None:
     """Each segment needs the one before it: a chain that would have to be decoded as a whole."""
     base, bad = tmp_path / "base.raw", tmp_path / "bad.qcpatch"
@@ -670,6 +671,7 @@ def test_what_is_no_patch_file_is_refused_at_once(rich: Rich, tmp_path: Path) ->
     patches.nothing_but(tmp_path, ["fifo"])
 
 
+@pytest.mark.slow
 def test_names_in_a_patch_are_shown_escaped(rich: Rich, tmp_path: Path) -> None:
     odd = b"\x1b]0;owned\x07\xff\xe2\x80\xae"
 

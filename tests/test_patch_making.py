@@ -221,6 +221,7 @@ def test_making_and_applying_a_patch_of_large_images_takes_bounded_memory(
     out.unlink()
 
 
+@pytest.mark.slow
 def test_patch_of_a_huge_sparse_disk_takes_no_more_than_what_it_holds(tmp_path: Path) -> None:
     """64 TiB of nothing but two blocks: time and memory follow what is there."""
     old, new, patch = (tmp_path / name for name in ("old.qcow2", "new.qcow2", "x.qcpatch"))

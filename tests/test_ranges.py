@@ -29,6 +29,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fmt", "compressed"), [("raw", False), ("qcow2", False), ("qcow2", True)])
 def test_ranges_in_any_order_and_overlapping_are_read_right(
     disk: Path, tmp_path: Path, fmt: str, compressed: bool

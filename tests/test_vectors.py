@@ -118,6 +118,7 @@ def test_a_patch_is_refused_as_a_sidecar(tmp_path: Path) -> None:
         file.close()
 
 
+@pytest.mark.slow
 def test_a_long_chain_of_references_that_is_not_closed_is_refused_from_its_end(
     tmp_path: Path,
 ) -> None:
@@ -210,6 +211,7 @@ def test_the_independent_applier_is_short_and_needs_only_the_codecs() -> None:
 # The vectors themselves
 
 
+@pytest.mark.slow
 def test_each_vector_is_what_its_generator_makes() -> None:
     if (zstandard.ZSTD_VERSION, lz4.library_version_string()) != tuple(MADE_WITH.values()):
         pytest.skip("other versions of zstd and lz4 may compress otherwise")
