@@ -19,7 +19,7 @@ from typing import Literal
 import pytest
 
 from tests.support import patches, qemu
-from tests.support.commandline import Result, ok, refused, run
+from tests.support.commandline import WAYS, Result, ok, other_name, refused, run
 from tests.support.hostile import MIB, command
 from tests.support.killing import LIMIT, calls_of, killed_at, points_of
 from tests.test_atomic_output import small_folder, what_is_there
@@ -579,7 +579,7 @@ def test_what_is_no_regular_file_is_never_replaced(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["itself", "symbolic link", "hard link", "other spelling"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("which", ["base", "patch", "backing file"])
 @pytest.mark.parametrize("command_name", ["apply", "convert", "invert", "compose"])
 def test_input_is_never_overwritten(
@@ -591,17 +591,7 @@ def test_input_is_never_overwritten(
     shutil.copyfile(pair.patch, patch)
     qemu.create(top, None, backing="base.raw", backing_fmt="raw")
     victim = {"base": top, "patch": patch, "backing file": base}[which]
-    output = tmp_path / "again"
-    match way:
-        case "itself":
-            output = victim
-        case "symbolic link":
-            output.symlink_to(victim)
-        case "hard link":
-            os.link(victim, output)
-        case _:
-            (tmp_path / "sub").mkdir()
-            output = tmp_path / "sub" / ".." / victim.name
+    output = other_name(victim, way)
     words: dict[str, list[str | Path]] = {
         "apply": ["apply", patch],
         "convert": ["convert", patch, "--to", "overlay"],

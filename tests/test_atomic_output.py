@@ -19,6 +19,7 @@ import pytest
 from qcowdelta import AtomicOutput, OpenPolicy, open_image
 from qcowdelta.errors import OutputError
 from tests.support import hostile, qemu
+from tests.support.commandline import WAYS, other_name
 from tests.support.hostile import MIB, command
 from tests.support.killing import LIMIT, calls_of, killed_at, points_of
 
@@ -269,7 +270,7 @@ def test_missing_output_folder_is_named(pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["itself", "symbolic link", "hard link", "other spelling"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("which", ["old", "new", "backing file", "data file"])
 def test_input_is_never_overwritten(which: str, way: str, tmp_path: Path) -> None:
     qemu.require("qemu-img", "qemu-io")
@@ -284,17 +285,7 @@ def test_input_is_never_overwritten(which: str, way: str, tmp_path: Path) -> Non
     victim = {
         "old": old, "new": top, "backing file": base, "data file": tmp_path / "top.data",
     }[which]  # fmt: skip
-    output = tmp_path / "again"
-    match way:
-        case "itself":
-            output = victim
-        case "symbolic link":
-            output.symlink_to(victim)
-        case "hard link":
-            os.link(victim, output)
-        case _:
-            (tmp_path / "sub").mkdir()
-            output = tmp_path / "sub" / ".." / victim.name
+    output = other_name(victim, way)
     before = {path: _state(path) for path in tmp_path.iterdir() if path.is_file()}
     for more in ((), ("--force",)):
         done = hostile.cli("diff", old, top, "-o", output, *more)

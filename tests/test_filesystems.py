@@ -24,7 +24,7 @@ from qcowdelta.disk.files import Type
 from qcowdelta.disk.kinds import SpaceKind, VolumeState
 from qcowdelta.disk.volume import Volume
 from tests.support import disks
-from tests.support.disks import MIB
+from tests.support.disks import MIB, must_tile
 
 SIZE = 96 * MIB
 OPTIONS = {
@@ -80,7 +80,7 @@ def volume(path: Path) -> Iterator[Volume]:
 def read(path: Path) -> Contents:
     with volume(path) as found:
         contents = read_ext(found)
-    tiles(contents, path.stat().st_size)
+    must_tile(contents, path.stat().st_size)
     return contents
 
 
@@ -89,14 +89,6 @@ def map_of(path: Path) -> DiskMap:
         found = read_disk(image)
     assert int(found.spaces["length"].sum()) == found.size
     return found
-
-
-def tiles(contents: Contents, length: int) -> None:
-    rows = contents.spaces
-    assert int(rows["start"][0]) == 0
-    assert (rows["length"] > 0).all()
-    assert (rows["start"][1:] == (rows["start"] + rows["length"])[:-1]).all()
-    assert int(rows["length"].sum()) == length
 
 
 def bytes_of(contents: Contents, kind: SpaceKind) -> int:
@@ -361,7 +353,7 @@ def parts_of(contents: Contents, path: Path, name: bytes) -> bytes:
 
 def contents_of(path: Path) -> Contents:
     (held,) = map_of(path).contents
-    tiles(held, path.stat().st_size)
+    must_tile(held, path.stat().st_size)
     return held
 
 

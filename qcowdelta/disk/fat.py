@@ -18,7 +18,7 @@ from .kinds import SpaceKind, VolumeState
 from .ntfs import zero_bits
 from .probe import FatBoot, fat_bits
 from .space import Spaces, apart, nothing, over, spaces, stops, tile
-from .told import claims, hear
+from .told import claims, hear, used_and_free
 from .tsk import Told, ask_tsk
 from .volume import Volume
 
@@ -122,13 +122,7 @@ def _contents(
     taken, twice = apart(claims(heard, kind_of, shape.cluster, shape.data), limit)
     taken = over(fixed, taken)
     unused, _ = apart(np.concatenate(free) if free else nothing(), limit)
-    whole = over(taken, unused)
-    lost = int(taken["length"].sum() + unused["length"].sum() - whole["length"].sum())
-    notes = []
-    if twice:
-        notes.append("some clusters belong to more than one file")
-    if lost:
-        notes.append("clusters in use count as free in its table")
+    whole, notes = used_and_free(taken, unused, twice, "table")
     state = VolumeState.DAMAGED if notes else VolumeState.CLEAN
     state = VolumeState.DIRTY if dirty else state
     return Contents(

@@ -10,8 +10,8 @@ from ..units import MIB
 from .contents import Contents, UnreadableError
 from .files import Type
 from .kinds import SpaceKind, VolumeState
-from .space import Spaces, apart, nothing, over, spaces, stops, tile
-from .told import Heard, claims, hear
+from .space import Spaces, apart, nothing, spaces, stops, tile
+from .told import Heard, claims, hear, used_and_free
 from .tsk import ask_tsk
 from .volume import Volume
 
@@ -42,13 +42,7 @@ def read_ntfs(volume: Volume) -> Contents:
     limit = min(blocks * cluster, volume.length)
     taken, twice = apart(claims(heard, _kind_of, cluster, 0), limit)
     free = _free(volume, heard, cluster, limit)
-    whole = over(taken, free)
-    lost = int(taken["length"].sum() + free["length"].sum() - whole["length"].sum())
-    notes = []
-    if twice:
-        notes.append("some clusters belong to more than one file")
-    if lost:
-        notes.append("clusters in use count as free in its bitmap")
+    whole, notes = used_and_free(taken, free, twice, "bitmap")
     state = _state(told.facts, damaged=bool(notes))
     heard.files.opaque |= heard.files.inode < _METADATA_FILES
     return Contents(

@@ -11,7 +11,7 @@ import numpy as np
 from .contents import UnreadableError
 from .files import NAME, PART, FileTable, Parts, Type, hashed, reachable
 from .kinds import SpaceKind
-from .space import NOBODY, Spaces, nothing, spaces
+from .space import NOBODY, Spaces, nothing, over, spaces
 from .tsk import Told
 
 _TYPES = {1: Type.FILE, 2: Type.DIRECTORY, 6: Type.SYMLINK}
@@ -168,3 +168,24 @@ def claims(
     stop = np.where(inside, base + -(-(start + length - base) // unit) * unit, start + length)
     start = np.where(inside, base + (start - base) // unit * unit, start)
     return spaces(start, stop - start, kinds, owner)
+
+
+def used_and_free(used: Spaces, free: Spaces, twice: int, where: str) -> tuple[Spaces, list[str]]:
+    """Lay the clusters in use over those that count as free.
+
+    Args:
+        used: records that are sorted and apart.
+        free: the same.
+        twice: how many bytes are claimed by more than one file.
+        where: what says which clusters are free, for the notes.
+
+    Returns:
+        The records of both, and what contradicts.
+    """
+    whole = over(used, free)
+    notes = []
+    if twice:
+        notes.append("some clusters belong to more than one file")
+    if int(used["length"].sum() + free["length"].sum() - whole["length"].sum()):
+        notes.append(f"clusters in use count as free in its {where}")
+    return whole, notes

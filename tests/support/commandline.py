@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,3 +70,23 @@ def refused(*words: str | Path, cwd: Path | None = None) -> str:
     assert result.err.count("\n") == 1
     assert "internal error" not in result.err
     return result.err
+
+
+WAYS = ["itself", "symbolic link", "hard link", "other spelling"]
+
+
+def other_name(path: Path, way: str) -> Path:
+    """Return a name of a file, of one of the kinds in WAYS; what it takes is made beside it."""
+    name = path.with_name("again")
+    match way:
+        case "itself":
+            return path
+        case "symbolic link":
+            name.symlink_to(path)
+        case "hard link":
+            os.link(path, name)
+        case _:
+            folder = path.with_name("sub")
+            folder.mkdir()
+            return folder / ".." / path.name
+    return name

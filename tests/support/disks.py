@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from qcowdelta.disk.contents import Contents
+
 MIB = 1 << 20
 TIMEOUT = 300.0
 PACKAGES = {
@@ -364,3 +366,12 @@ def main() -> None:
         sys.exit(f"make-disk: needs these packages: {' '.join(missing)}")
     disk = make_disk(folder, lambda what: print(f"make-disk: {what}"))
     print(f"make-disk: made {disk.old} and {disk.new}")
+
+
+def must_tile(contents: Contents, length: int) -> None:
+    """Hold that what a volume is used for is told of each of its bytes once."""
+    rows = contents.spaces
+    assert int(rows["start"][0]) == 0
+    assert (rows["length"] > 0).all()
+    assert (rows["start"][1:] == (rows["start"] + rows["length"])[:-1]).all()
+    assert int(rows["length"].sum()) == length
