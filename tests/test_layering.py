@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Images: files and all that lies under them.
     ("policy", "reader"),
     ("qemu.graph",),
-    ("qemu.convert",),
+    ("qemu.convert", "qemu.placement"),
     ("qemu.image",),
     ("image", "ranges"),
     # Deltas, and what finds them.

@@ -1,8 +1,13 @@
-"""What QEMU reads, as the lowest layer of an image: by its storage daemon, or converted at once."""
+"""What QEMU reads, as the lowest layer of an image: by its storage daemon, or converted at once.
+
+Content that QEMU says lies in the file as it is (:mod:`.placement`) is read there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from typing import TypeAlias
 
 from ..errors import NbdError, QemuError
 from ..formats import FORMATS
@@ -13,9 +18,12 @@ from .convert import converted
 from .daemon import StorageDaemon
 from .export import ExportFile, ExportLayer
 from .graph import Graph
+from .placement import Placement, placing_file
 from .programs import VARIABLES, find
 
 _CONNECTIONS = 16
+
+Placed: TypeAlias = tuple[HostFile, Placement]
 
 
 def open_by_qemu(graph: Graph, reason: str) -> QemuLayer | ConvertedLayer:
@@ -66,12 +74,38 @@ def _named_file(graph: Graph, source: SourceFile) -> SourceFile:
 
 
 class DaemonFile(ExportFile):
-    """The guest content of what a storage daemon has opened; safe to be used by several threads."""
+    """The guest content of what a storage daemon has opened; safe to be used by several threads.
 
-    def __init__(self, daemon: StorageDaemon, graph: Graph) -> None:
-        self._daemon = daemon
+    Args:
+        daemon: what has opened it.
+        graph: what it is.
+        placed: the file that has some of the content as it is, and where, to be read there; None:
+            all of it is the daemon's to read.
+    """
+
+    def __init__(self, daemon: StorageDaemon, graph: Graph, placed: Placed | None) -> None:
+        self._daemon, self._placed = daemon, placed
         super().__init__(daemon.connect, _CONNECTIONS, graph.path, _key(graph))
         self.mtime_ns = max((file.mtime_ns for file in graph.files), default=0)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from an offset; what lies beyond the end is zeros.
+
+        Raises:
+            QemuError: it cannot be read.
+            CorruptImageError: the file has become shorter since it was opened.
+            OSError: reading the file failed.
+        """
+        if self._placed is None:
+            super().read_into(buffer, offset)
+            return
+        file, placement = self._placed
+        for begin, end, host in placement.split(offset, offset + len(buffer)):
+            part = buffer[begin - offset : end - offset]
+            if host is None:
+                super().read_into(part, begin)
+            else:
+                file.read_into(part, host)
 
     def explained(self, error: NbdError) -> QemuError:
         """Return what to raise: the daemon's end, if that is why."""
@@ -89,13 +123,12 @@ class QemuLayer(ExportLayer):
 
     def __init__(self, graph: Graph, program: str, reason: str) -> None:
         self._graph = graph
-        self._daemon = _started(graph, program)
-        try:
-            graph.forget_memory()
-            content = DaemonFile(self._daemon, graph)
-        except BaseException:
-            self._daemon.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            placed = _placed(graph, stack)  # first, since it is told while the daemon starts
+            daemon = stack.enter_context(contextlib.closing(_started(graph, program)))
+            content = DaemonFile(daemon, graph, placed)
+            self._end = stack.pop_all()
+        self._daemon = daemon
         super().__init__(content, _how(graph, "qemu-storage-daemon", reason))
         self.file = _named_file(graph, content)
         self.files = tuple(graph.files)
@@ -104,9 +137,17 @@ class QemuLayer(ExportLayer):
         """End the daemon, and close the files."""
         super().close()
         try:
-            self._daemon.close()
+            self._end.close()
         finally:
             self._graph.close()
+
+
+def _placed(graph: Graph, stack: contextlib.ExitStack) -> Placed | None:
+    """Begin to ask where the content lies; the stack ends that."""
+    file, program = placing_file(graph), find("qemu-img")
+    if file is None or program is None:
+        return None
+    return file, stack.enter_context(contextlib.closing(Placement(graph, file, program)))
 
 
 def _started(graph: Graph, program: str) -> StorageDaemon:

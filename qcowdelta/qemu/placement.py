@@ -1,0 +1,174 @@
+"""Where QEMU says that content lies in a file as it is, so that it need not go through QEMU.
+
+``qemu-img map`` tells it, over the descriptors that the storage daemon has too. Reading the file
+there gives what the daemon would send, without the two copies on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ..errors import QemuError
+from ..extents import Offsets
+from ..hostfile import HostFile
+from ..units import MIB
+from .graph import Graph
+from .programs import Child
+
+FORMATS_THAT_PLACE = frozenset({"parallels", "qed", "vdi", "vmdk", "vpc"})
+"""Formats that store content as it is, in a way that ``qemu-img map`` can tell."""
+
+TIMEOUT = 20.0
+"""Seconds that an answer may take; without one, all of its window goes through the daemon."""
+
+WINDOW = 4096 * MIB
+"""How much of the disk is asked about at a time, bytes."""
+_WINDOWS = 8
+# A run takes about 120 bytes: enough for a window of runs of 64 KiB.
+_LONGEST_ANSWER = 16 * MIB
+
+
+def placing_file(graph: Graph) -> HostFile | None:
+    """Return the one file in which the content lies; None: it may lie in several, or coded.
+
+    ``qemu-img map`` tells offsets, but not of which file.
+    """
+    if graph.format not in FORMATS_THAT_PLACE or graph.secret is not None or graph.remotes:
+        return None
+    # What is in memory is a VMDK's descriptor: it takes the place of the first file.
+    content = graph.files[1:] if graph.memory else graph.files
+    return content[0] if len(content) == 1 else None
+
+
+class Placement:
+    """Tells where a disk's content lies in a file, a window at a time; for any thread.
+
+    The first window is asked about at once, without waiting for the answer. What cannot be told
+    lies nowhere: it is never an error.
+
+    Args:
+        graph: the image; its descriptors have to stay open until this is closed.
+        file: where the content lies, see :func:`placing_file`.
+        program: the path of qemu-img.
+    """
+
+    def __init__(self, graph: Graph, file: HostFile, program: str) -> None:
+        self._graph, self._file, self._program = graph, file, program
+        self._lock = threading.Lock()
+        self._windows: OrderedDict[int, Future[Offsets]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(1, "qcowdelta-placement")
+        self._window(0)
+
+    def split(self, start: int, stop: int) -> Iterator[tuple[int, int, int | None]]:
+        """Yield parts that tile ``[start, stop)``: begin, end, and where in the file it begins.
+
+        The last is None where the part lies nowhere.
+        """
+        position = start
+        while position < stop:
+            number = position // WINDOW
+            end = min(stop, (number + 1) * WINDOW)
+            yield from _split(self._window(number).result(), position, end)
+            position = end
+
+    def _window(self, number: int) -> Future[Offsets]:
+        """Return a window's runs, once they have been told; those asked for last are kept."""
+        with self._lock:
+            found = self._windows.get(number)
+            if found is None:
+                found = self._windows[number] = self._pool.submit(self._ask, number * WINDOW)
+                while len(self._windows) > _WINDOWS:
+                    self._windows.popitem(last=False)
+            self._windows.move_to_end(number)
+            return found
+
+    def _ask(self, start: int) -> Offsets:
+        """Return runs as :func:`told_runs` does, none where QEMU does not tell."""
+        with contextlib.suppress(OSError, QemuError, ValueError):
+            return told_runs(json.loads(self._map(start)), start, self._file.size)
+        return np.empty((0, 3), np.int64)
+
+    def _map(self, start: int) -> bytes:
+        """Return what ``qemu-img map`` prints of the window that begins there."""
+        answer = os.memfd_create("qcowdelta-map", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            # QEMU cannot make us keep more than that, whatever the image makes it say.
+            os.ftruncate(answer, _LONGEST_ANSWER)
+            fcntl.fcntl(answer, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+            argv = [self._program, "map", "--output=json", f"--start-offset={start}"]
+            argv += [f"--max-length={WINDOW}", "json:" + json.dumps(self._graph.node)]
+            child = Child(argv, self._graph.fds, out=answer)
+            try:
+                status = child.wait(TIMEOUT)
+            finally:
+                child.close()
+            if status != 0:
+                raise QemuError(f"{self._file.path}: {child.name} does not tell where it lies")
+            length = os.lseek(answer, 0, os.SEEK_CUR)
+            return os.pread(answer, length, 0)
+        finally:
+            os.close(answer)
+
+    def close(self) -> None:
+        """Wait for the answer that is under way, if any. Closing twice is allowed."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def told_runs(told: Any, start: int, size: int) -> Offsets:
+    """Return what an answer of ``qemu-img map`` says that lies in the file as it is.
+
+    Args:
+        told: the answer, of which nothing is believed before it is held against the file.
+        start: where the window begins.
+        size: the file's length, bytes.
+
+    Returns:
+        An array of shape (n, 3): start, stop and offset in the file of each run, in order and
+        apart. What would lie beyond the end of the file is left out.
+
+    Raises:
+        ValueError: it is no such answer, or not in order.
+    """
+    try:
+        rows = [
+            (entry["start"], entry["start"] + entry["length"], entry["offset"])
+            for entry in told
+            if entry["data"]
+            and not entry["zero"]
+            and not entry["depth"]
+            and "offset" in entry
+            and not entry.get("compressed")
+        ]
+        runs = np.array(rows, np.int64).reshape(-1, 3)
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError("it is no map") from error
+    edges = np.append(start, runs[:, :2])
+    if (edges[1:] < edges[:-1]).any():
+        raise ValueError("it is out of order")
+    runs[:, 1] = np.minimum(runs[:, 1], runs[:, 0] + (size - runs[:, 2]))
+    inside: Offsets = runs[(runs[:, 2] >= 0) & (runs[:, 1] > runs[:, 0])]
+    return inside
+
+
+def _split(runs: Offsets, start: int, stop: int) -> Iterator[tuple[int, int, int | None]]:
+    first = int(np.searchsorted(runs[:, 1], start, side="right"))
+    last = int(np.searchsorted(runs[:, 0], stop, side="left"))
+    position = start
+    for run_start, run_stop, host in runs[first:last].tolist():
+        begin, end = max(run_start, start), min(run_stop, stop)
+        if position < begin:
+            yield position, begin, None
+        yield begin, end, host + begin - run_start
+        position = end
+    if position < stop:
+        yield position, stop, None
