@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("formats",),
     # QEMU's programs, and talking to them.
     ("qemu.nbd", "qemu.programs", "qemu.qmp", "qemu.sockets"),
-    ("qemu.daemon", "qemu.remote", "qemu.vmdk"),
+    ("qemu.daemon", "qemu.remote", "qemu.vhdx", "qemu.vmdk"),
     ("qemu.headers",),
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),

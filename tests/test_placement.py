@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 
 from qcowdelta import Image, OpenPolicy, open_image
+from qcowdelta.hostfile import HostFile
 from qcowdelta.qemu import placement
 from qcowdelta.qemu.image import DaemonFile, QemuLayer
 from qcowdelta.qemu.placement import told_runs
+from qcowdelta.qemu.vhdx import Vhdx
 from qcowdelta.secret import Secret
 from tests.support import foreign, qemu
 from tests.support.foreign import KIB, MIB, SIZE, VARIANTS, Variant
@@ -22,6 +25,7 @@ from tests.support.foreign import KIB, MIB, SIZE, VARIANTS, Variant
 IMG = "QCOWDELTA_QEMU_IMG"
 PLACED = (
     *("parallels", "qed", "vdi", "vdi-static", "vpc", "vpc-chs", "vpc-fixed"),
+    *("vhdx", "vhdx-fixed"),
     *("vmdk-monolithicFlat", "vmdk-monolithicSparse"),
     *("vmdk-twoGbMaxExtentFlat", "vmdk-twoGbMaxExtentSparse"),  # so small that there is one extent
 )
@@ -59,7 +63,7 @@ def placed_bytes(image: Image) -> int:
     placed = content_of(image)._placed
     if placed is None:
         return 0
-    parts = placed[1].split(0, image.size)
+    parts = placed.split(0, image.size)
     return sum(end - begin for begin, end, host in parts if host is not None)
 
 
@@ -114,6 +118,35 @@ def test_odd_ranges_and_windows_change_nothing(
             assert direct(image, begin, length) == expected[begin : begin + length]
         beyond = image.size - SIZE + 1000
         assert direct(image, SIZE - 100, 100 + beyond) == bytes(100 + beyond)
+
+
+@pytest.mark.parametrize("block", [1, 2, 32, 256])
+def test_vhdx_blocks_are_found_behind_the_bitmaps_between_them(block: int, tmp_path: Path) -> None:
+    """After 4 GiB, whatever the block size, an entry of the table is no block's."""
+    path, gib = tmp_path / "far.vhdx", 1 << 30
+    qemu.create(path, 10 * gib, fmt="vhdx", block_size=block * MIB)
+    places = (0, 4 * gib - MIB, 4 * gib, 8 * gib + 3 * MIB)
+    for number, place in enumerate(places, 1):
+        qemu.write(path, place, MIB, number, fmt="vhdx")
+    with opened(path, VARIANTS["vhdx"]) as image:
+        assert placed_bytes(image) == len({at // (block * MIB) for at in places}) * block * MIB
+        for number, place in enumerate(places, 1):
+            assert image.reader().read(place, MIB) == bytes([number]) * MIB
+            assert direct(image, place, MIB) == bytes([number]) * MIB
+        assert image.reader().read(gib, MIB) == bytes(MIB)
+
+
+def test_vhdx_tables_tell_no_more_than_the_range(tmp_path: Path) -> None:
+    path = tmp_path / "one.vhdx"
+    qemu.create(path, 64 * MIB, fmt="vhdx", block_size=MIB)
+    qemu.write(path, 5 * MIB, MIB, 7, fmt="vhdx")
+    with contextlib.closing(HostFile.open(path)) as file:
+        assert Vhdx(file).size == 64 * MIB
+        runs = Vhdx(file).runs(0, 64 * MIB)
+        assert runs[:, :2].tolist() == [[5 * MIB, 6 * MIB]]
+        assert file.read(int(runs[0, 2]), MIB) == b"\7" * MIB
+        assert not Vhdx(file).runs(6 * MIB, 64 * MIB).size
+        assert not Vhdx(file).runs(128 * MIB, 256 * MIB).size
 
 
 def test_several_files_are_not_told_apart_so_none_is_read(tmp_path: Path) -> None:
@@ -214,7 +247,7 @@ def test_only_what_lies_as_it_is_inside_of_the_file_is_taken() -> None:
         [3584, 4095, 3585],
         [5120, 8192, 1024],
     ]
-    found = told_runs(json.loads(json.dumps(told)), 0, 4096)
+    found = placement._inside(told_runs(json.loads(json.dumps(told)), 0), 4096)
     assert np.array_equal(found, expected)
 
 
@@ -236,4 +269,4 @@ def test_only_what_lies_as_it_is_inside_of_the_file_is_taken() -> None:
 )
 def test_answer_that_makes_no_sense_is_not_believed(told: object) -> None:
     with pytest.raises(ValueError, match="it is"):
-        told_runs(told, 0, 4096)
+        told_runs(told, 0)

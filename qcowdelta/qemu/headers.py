@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 from construct import (
-    Array,
     Bytes,
-    Const,
     Int16ub,
-    Int16ul,
     Int32ub,
     Int32ul,
     Int64ub,
@@ -24,9 +20,8 @@ from ..declare import parse
 from ..errors import CorruptImageError, printable
 from ..hostfile import HostFile
 from ..units import SECTOR
+from .vhdx import Vhdx
 from .vmdk import read_vmdk
-
-_MAX_ENTRIES = 2047  # of a VHDX table
 
 _Vdi = Struct("text" / Bytes(64), Padding(12), "type" / Int32ul, Padding(288), "size" / Int64ul)
 _Vpc = Struct(Padding(48), "size" / Int64ub, Padding(4), "type" / Int32ub)
@@ -41,33 +36,6 @@ _Luks = Struct(
 _Qed = Struct(Padding(48), "size" / Int64ul)
 _Qcow = Struct(Padding(24), "size" / Int64ub)
 _Parallels = Struct(Padding(36), "sectors" / Int64ul)
-_VhdxRegions = Struct(
-    Const(b"regi"),
-    Padding(4),
-    "count" / Int32ul,
-    Padding(4),
-    "entries"
-    / Array(
-        lambda c: min(c.count, _MAX_ENTRIES),
-        Struct("guid" / Bytes(16), "offset" / Int64ul, "length" / Int32ul, Padding(4)),
-    ),
-)
-_VhdxMetadata = Struct(
-    Const(b"metadata"),
-    Padding(2),
-    "count" / Int16ul,
-    Padding(20),
-    "entries"
-    / Array(
-        lambda c: min(c.count, _MAX_ENTRIES),
-        Struct("guid" / Bytes(16), "offset" / Int32ul, "length" / Int32ul, Padding(8)),
-    ),
-)
-_VhdxSize = Struct("size" / Int64ul)
-_VHDX_REGIONS = 192 << 10
-_VHDX_TABLE = 64 << 10
-_METADATA = UUID("8B7CA206-4790-4B9A-B8FE-575F050F886E").bytes_le
-_DISK_SIZE = UUID("2FA54224-CD1B-4876-B211-5DBED83BF4B8").bytes_le
 
 
 def describe_foreign(file: HostFile, fmt: str) -> dict[str, Any]:
@@ -111,18 +79,7 @@ def _vpc(file: HostFile) -> dict[str, Any]:
 
 
 def _vhdx(file: HostFile) -> dict[str, Any]:
-    regions = _at(file, _VhdxRegions, _VHDX_REGIONS, _VHDX_TABLE, "VHDX region table")
-    place = _entry(file, regions, _METADATA, "metadata region").offset
-    table = _at(file, _VhdxMetadata, place, _VHDX_TABLE, "VHDX metadata table")
-    offset = place + _entry(file, table, _DISK_SIZE, "virtual disk size").offset
-    return {"virtual_size": _at(file, _VhdxSize, offset, 8, "VHDX virtual disk size").size}
-
-
-def _entry(file: HostFile, table: Any, guid: bytes, name: str) -> Any:
-    for entry in table.entries:
-        if entry.guid == guid:
-            return entry
-    raise CorruptImageError("is missing", path=file.path, field=f"VHDX {name}")
+    return {"virtual_size": Vhdx(file).size}
 
 
 def _luks(file: HostFile) -> dict[str, Any]:

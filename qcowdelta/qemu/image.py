@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TypeAlias
 
 from ..errors import NbdError, QemuError
 from ..formats import FORMATS
@@ -18,12 +17,10 @@ from .convert import converted
 from .daemon import StorageDaemon
 from .export import ExportFile, ExportLayer
 from .graph import Graph
-from .placement import Placement, placing_file
+from .placement import Placement, placement_of
 from .programs import VARIABLES, find
 
 _CONNECTIONS = 16
-
-Placed: TypeAlias = tuple[HostFile, Placement]
 
 
 def open_by_qemu(graph: Graph, reason: str) -> QemuLayer | ConvertedLayer:
@@ -79,11 +76,10 @@ class DaemonFile(ExportFile):
     Args:
         daemon: what has opened it.
         graph: what it is.
-        placed: the file that has some of the content as it is, and where, to be read there; None:
-            all of it is the daemon's to read.
+        placed: where content lies as it is, to be read there; None: all is read by the daemon.
     """
 
-    def __init__(self, daemon: StorageDaemon, graph: Graph, placed: Placed | None) -> None:
+    def __init__(self, daemon: StorageDaemon, graph: Graph, placed: Placement | None) -> None:
         self._daemon, self._placed = daemon, placed
         super().__init__(daemon.connect, _CONNECTIONS, graph.path, _key(graph))
         self.mtime_ns = max((file.mtime_ns for file in graph.files), default=0)
@@ -99,13 +95,12 @@ class DaemonFile(ExportFile):
         if self._placed is None:
             super().read_into(buffer, offset)
             return
-        file, placement = self._placed
-        for begin, end, host in placement.split(offset, offset + len(buffer)):
+        for begin, end, host in self._placed.split(offset, offset + len(buffer)):
             part = buffer[begin - offset : end - offset]
             if host is None:
                 super().read_into(part, begin)
             else:
-                file.read_into(part, host)
+                self._placed.file.read_into(part, host)
 
     def explained(self, error: NbdError) -> QemuError:
         """Return what to raise: the daemon's end, if that is why."""
@@ -124,7 +119,9 @@ class QemuLayer(ExportLayer):
     def __init__(self, graph: Graph, program: str, reason: str) -> None:
         self._graph = graph
         with contextlib.ExitStack() as stack:
-            placed = _placed(graph, stack)  # first, since it is told while the daemon starts
+            placed = placement_of(graph)  # first, since it is told while the daemon starts
+            if placed is not None:
+                stack.callback(placed.close)
             daemon = stack.enter_context(contextlib.closing(_started(graph, program)))
             content = DaemonFile(daemon, graph, placed)
             self._end = stack.pop_all()
@@ -140,14 +137,6 @@ class QemuLayer(ExportLayer):
             self._end.close()
         finally:
             self._graph.close()
-
-
-def _placed(graph: Graph, stack: contextlib.ExitStack) -> Placed | None:
-    """Begin to ask where the content lies; the stack ends that."""
-    file, program = placing_file(graph), find("qemu-img")
-    if file is None or program is None:
-        return None
-    return file, stack.enter_context(contextlib.closing(Placement(graph, file, program)))
 
 
 def _started(graph: Graph, program: str) -> StorageDaemon:

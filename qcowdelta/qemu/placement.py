@@ -1,7 +1,8 @@
-"""Where QEMU says that content lies in a file as it is, so that it need not go through QEMU.
+"""Where content lies in a file as it is, so that it need not go through QEMU.
 
-``qemu-img map`` tells it, over the descriptors that the storage daemon has too. Reading the file
-there gives what the daemon would send, without the two copies on the way.
+``qemu-img map`` tells it, over the descriptors that the storage daemon has too; of a VHDX, where it
+does not, the tables do, once QEMU has found the image good. Reading the file there gives what the
+daemon would send, without the two copies on the way.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..errors import QemuError
+from ..errors import QcowDeltaError, QemuError
 from ..extents import Offsets
 from ..hostfile import HostFile
 from ..units import MIB
 from .graph import Graph
-from .programs import Child
+from .programs import Child, find
+from .vhdx import Vhdx
 
-FORMATS_THAT_PLACE = frozenset({"parallels", "qed", "vdi", "vmdk", "vpc"})
+TOLD_BY_QEMU = frozenset({"parallels", "qed", "vdi", "vmdk", "vpc"})
 """Formats that store content as it is, in a way that ``qemu-img map`` can tell."""
 
 TIMEOUT = 20.0
@@ -38,12 +40,32 @@ _WINDOWS = 8
 _LONGEST_ANSWER = 16 * MIB
 
 
-def placing_file(graph: Graph) -> HostFile | None:
-    """Return the one file in which the content lies; None: it may lie in several, or coded.
+Tell: TypeAlias = Callable[[int], Offsets]
+"""Returns the runs of the window that begins there: see :func:`told_runs`."""
 
-    ``qemu-img map`` tells offsets, but not of which file.
+
+def placement_of(graph: Graph) -> Placement | None:
+    """Return where the content of an image lies; None: that cannot be told.
+
+    The graph's descriptors have to stay open until the placement is closed.
     """
-    if graph.format not in FORMATS_THAT_PLACE or graph.secret is not None or graph.remotes:
+    file = _only_file(graph)
+    if file is None:
+        return None
+    if graph.format == "vhdx":  # QEMU does not tell
+        return Placement(file, lambda start: Vhdx(file).runs(start, start + WINDOW))
+    program = find("qemu-img")
+    if graph.format not in TOLD_BY_QEMU or program is None:
+        return None
+    return Placement(file, lambda start: told_runs(json.loads(_map(graph, program, start)), start))
+
+
+def _only_file(graph: Graph) -> HostFile | None:
+    """Return the file in which all content lies; None: it may lie in several, or coded.
+
+    An offset is told without the file that it is of.
+    """
+    if graph.secret is not None or graph.remotes:
         return None
     # What is in memory is a VMDK's descriptor: it takes the place of the first file.
     content = graph.files[1:] if graph.memory else graph.files
@@ -57,13 +79,12 @@ class Placement:
     lies nowhere: it is never an error.
 
     Args:
-        graph: the image; its descriptors have to stay open until this is closed.
-        file: where the content lies, see :func:`placing_file`.
-        program: the path of qemu-img.
+        file: where the content lies.
+        tell: says where; what it says is held against the file's length.
     """
 
-    def __init__(self, graph: Graph, file: HostFile, program: str) -> None:
-        self._graph, self._file, self._program = graph, file, program
+    def __init__(self, file: HostFile, tell: Tell) -> None:
+        self.file, self._tell = file, tell
         self._lock = threading.Lock()
         self._windows: OrderedDict[int, Future[Offsets]] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, "qcowdelta-placement")
@@ -82,7 +103,7 @@ class Placement:
             position = end
 
     def _window(self, number: int) -> Future[Offsets]:
-        """Return a window's runs, once they have been told; those asked for last are kept."""
+        """Return a window's runs, to come; those asked for last are kept."""
         with self._lock:
             found = self._windows.get(number)
             if found is None:
@@ -93,48 +114,46 @@ class Placement:
             return found
 
     def _ask(self, start: int) -> Offsets:
-        """Return runs as :func:`told_runs` does, none where QEMU does not tell."""
-        with contextlib.suppress(OSError, QemuError, ValueError):
-            return told_runs(json.loads(self._map(start)), start, self._file.size)
+        with contextlib.suppress(OSError, QcowDeltaError, ValueError):
+            return _inside(self._tell(start), self.file.size)
         return np.empty((0, 3), np.int64)
-
-    def _map(self, start: int) -> bytes:
-        """Return what ``qemu-img map`` prints of the window that begins there."""
-        answer = os.memfd_create("qcowdelta-map", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            # QEMU cannot make us keep more than that, whatever the image makes it say.
-            os.ftruncate(answer, _LONGEST_ANSWER)
-            fcntl.fcntl(answer, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-            argv = [self._program, "map", "--output=json", f"--start-offset={start}"]
-            argv += [f"--max-length={WINDOW}", "json:" + json.dumps(self._graph.node)]
-            child = Child(argv, self._graph.fds, out=answer)
-            try:
-                status = child.wait(TIMEOUT)
-            finally:
-                child.close()
-            if status != 0:
-                raise QemuError(f"{self._file.path}: {child.name} does not tell where it lies")
-            length = os.lseek(answer, 0, os.SEEK_CUR)
-            return os.pread(answer, length, 0)
-        finally:
-            os.close(answer)
 
     def close(self) -> None:
         """Wait for the answer that is under way, if any. Closing twice is allowed."""
         self._pool.shutdown(cancel_futures=True)
 
 
-def told_runs(told: Any, start: int, size: int) -> Offsets:
+def _map(graph: Graph, program: str, start: int) -> bytes:
+    """Return what ``qemu-img map`` prints of the window that begins there."""
+    answer = os.memfd_create("qcowdelta-map", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        # QEMU cannot make us keep more than that, whatever the image makes it say.
+        os.ftruncate(answer, _LONGEST_ANSWER)
+        fcntl.fcntl(answer, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        argv = [program, "map", "--output=json", f"--start-offset={start}"]
+        argv += [f"--max-length={WINDOW}", "json:" + json.dumps(graph.node)]
+        child = Child(argv, graph.fds, out=answer)
+        try:
+            status = child.wait(TIMEOUT)
+        finally:
+            child.close()
+        if status != 0:
+            raise QemuError(f"{graph.path}: {child.name} does not tell where it lies")
+        return os.pread(answer, os.lseek(answer, 0, os.SEEK_CUR), 0)
+    finally:
+        os.close(answer)
+
+
+def told_runs(told: Any, start: int) -> Offsets:
     """Return what an answer of ``qemu-img map`` says that lies in the file as it is.
 
     Args:
-        told: the answer, of which nothing is believed before it is held against the file.
+        told: the answer, of which nothing is believed.
         start: where the window begins.
-        size: the file's length, bytes.
 
     Returns:
         An array of shape (n, 3): start, stop and offset in the file of each run, in order and
-        apart. What would lie beyond the end of the file is left out.
+        apart.
 
     Raises:
         ValueError: it is no such answer, or not in order.
@@ -155,9 +174,15 @@ def told_runs(told: Any, start: int, size: int) -> Offsets:
     edges = np.append(start, runs[:, :2])
     if (edges[1:] < edges[:-1]).any():
         raise ValueError("it is out of order")
-    runs[:, 1] = np.minimum(runs[:, 1], runs[:, 0] + (size - runs[:, 2]))
-    inside: Offsets = runs[(runs[:, 2] >= 0) & (runs[:, 1] > runs[:, 0])]
-    return inside
+    return runs
+
+
+def _inside(runs: Offsets, size: int) -> Offsets:
+    """Return the runs as far as they lie inside of a file of that length."""
+    stops = np.minimum(runs[:, 1], runs[:, 0] + (size - runs[:, 2]))
+    found = np.stack([runs[:, 0], stops, runs[:, 2]], axis=1)
+    kept: Offsets = found[(found[:, 2] >= 0) & (found[:, 1] > found[:, 0])]
+    return kept
 
 
 def _split(runs: Offsets, start: int, stop: int) -> Iterator[tuple[int, int, int | None]]:
