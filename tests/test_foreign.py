@@ -685,10 +685,10 @@ def daemon_of(opened: object) -> int:
 
 
 def test_daemon_that_dies_is_told_with_the_image(made: Path) -> None:
-    with open_image(image(made, "old", VARIANTS["vhdx"])) as opened:
+    with open_image(image(made, "old", VARIANTS["vmdk-streamOptimized"])) as opened:
         assert opened.reader().read(0, 512)
         os.kill(daemon_of(opened), signal.SIGKILL)
-        with pytest.raises(QemuError, match=r"old\.vhdx.*qemu-storage-daemon ended with SIGKILL"):
+        with pytest.raises(QemuError, match=r"old\.vmdk.*qemu-storage-daemon ended with SIGKILL"):
             opened.reader().read(MIB, 512)
 
 
@@ -696,10 +696,10 @@ def test_daemon_that_dies_is_told_with_the_image(made: Path) -> None:
 def test_daemon_that_hangs_is_given_up(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_module, "TIMEOUT", 1.0)
     began = time.monotonic()
-    with open_image(image(made, "old", VARIANTS["vhdx"])) as opened:
+    with open_image(image(made, "old", VARIANTS["vmdk-streamOptimized"])) as opened:
         pid = daemon_of(opened)
         os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(QemuError, match=r"old\.vhdx.*did not answer"):
+        with pytest.raises(QemuError, match=r"old\.vmdk.*did not answer"):
             opened.reader().read(0, 512)
     assert time.monotonic() - began < 10
     assert not Path(f"/proc/{pid}").exists()

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from qcowdelta import Image, OpenPolicy, open_image
+from qcowdelta.extents import Kind
 from qcowdelta.hostfile import HostFile
 from qcowdelta.qemu import placement
 from qcowdelta.qemu.image import DaemonFile, QemuLayer
 from qcowdelta.qemu.placement import told_runs
-from qcowdelta.qemu.vhdx import Vhdx
+from qcowdelta.qemu.vhdx import ZEROS, Vhdx
 from qcowdelta.secret import Secret
 from tests.support import foreign, qemu
 from tests.support.foreign import KIB, MIB, SIZE, VARIANTS, Variant
@@ -64,7 +65,7 @@ def placed_bytes(image: Image) -> int:
     if placed is None:
         return 0
     parts = placed.split(0, image.size)
-    return sum(end - begin for begin, end, host in parts if host is not None)
+    return sum(end - begin for begin, end, host in parts if host is not None and host != ZEROS)
 
 
 def direct(image: Image, begin: int, length: int) -> bytes:
@@ -133,7 +134,9 @@ def test_vhdx_blocks_are_found_behind_the_bitmaps_between_them(block: int, tmp_p
         for number, place in enumerate(places, 1):
             assert image.reader().read(place, MIB) == bytes([number]) * MIB
             assert direct(image, place, MIB) == bytes([number]) * MIB
-        assert image.reader().read(gib, MIB) == bytes(MIB)
+        assert image.reader().read(gib, MIB) == direct(image, gib, MIB) == bytes(MIB)
+        assert image.extents(gib, 2 * gib)["kind"].tolist() == [Kind.ZERO]
+        assert image.next_mapped(image.size - MIB) == image.size
 
 
 def test_vhdx_tables_tell_no_more_than_the_range(tmp_path: Path) -> None:
@@ -143,9 +146,14 @@ def test_vhdx_tables_tell_no_more_than_the_range(tmp_path: Path) -> None:
     with contextlib.closing(HostFile.open(path)) as file:
         assert Vhdx(file).size == 64 * MIB
         runs = Vhdx(file).runs(0, 64 * MIB)
-        assert runs[:, :2].tolist() == [[5 * MIB, 6 * MIB]]
-        assert file.read(int(runs[0, 2]), MIB) == b"\7" * MIB
-        assert not Vhdx(file).runs(6 * MIB, 64 * MIB).size
+        host = int(runs[1, 2])
+        assert runs.tolist() == [
+            [0, 5 * MIB, ZEROS],
+            [5 * MIB, 6 * MIB, host],
+            [6 * MIB, 64 * MIB, ZEROS],
+        ]
+        assert file.read(host, MIB) == b"\7" * MIB
+        assert Vhdx(file).runs(60 * MIB, 128 * MIB).tolist() == [[60 * MIB, 64 * MIB, ZEROS]]
         assert not Vhdx(file).runs(128 * MIB, 256 * MIB).size
 
 

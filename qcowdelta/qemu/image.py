@@ -8,7 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 
+import numpy as np
+
 from ..errors import NbdError, QemuError
+from ..extents import Offsets
 from ..formats import FORMATS
 from ..hostfile import HostFile
 from ..layer import How, SourceFile
@@ -17,8 +20,10 @@ from .convert import converted
 from .daemon import StorageDaemon
 from .export import ExportFile, ExportLayer
 from .graph import Graph
+from .nbd import HOLE, ZERO
 from .placement import Placement, placement_of
 from .programs import VARIABLES, find
+from .vhdx import ZEROS
 
 _CONNECTIONS = 16
 
@@ -99,8 +104,24 @@ class DaemonFile(ExportFile):
             part = buffer[begin - offset : end - offset]
             if host is None:
                 super().read_into(part, begin)
+            elif host == ZEROS:
+                part[:] = bytes(len(part))
             else:
                 self._placed.file.read_into(part, host)
+
+    def status(self, start: int, stop: int) -> Offsets:
+        """Return what ``base:allocation`` says, and of a VHDX its tables: QEMU calls all data.
+
+        Raises:
+            QemuError: it cannot be told.
+        """
+        if self._placed is None or not self._placed.zeros:
+            return super().status(start, stop)
+        rows = [
+            (begin, end - begin, HOLE | ZERO if host == ZEROS else 0)
+            for begin, end, host in self._placed.split(start, stop)
+        ]
+        return np.array(rows, np.int64).reshape(-1, 3)
 
     def explained(self, error: NbdError) -> QemuError:
         """Return what to raise: the daemon's end, if that is why."""

@@ -25,7 +25,7 @@ from ..hostfile import HostFile
 from ..units import MIB
 from .graph import Graph
 from .programs import Child, find
-from .vhdx import Vhdx
+from .vhdx import ZEROS, Vhdx
 
 TOLD_BY_QEMU = frozenset({"parallels", "qed", "vdi", "vmdk", "vpc"})
 """Formats that store content as it is, in a way that ``qemu-img map`` can tell."""
@@ -41,7 +41,7 @@ _LONGEST_ANSWER = 16 * MIB
 
 
 Tell: TypeAlias = Callable[[int], Offsets]
-"""Returns the runs of the window that begins there: see :func:`told_runs`."""
+"""Returns the runs of the window that begins there: start, stop, and offset or :data:`ZEROS`."""
 
 
 def placement_of(graph: Graph) -> Placement | None:
@@ -53,7 +53,7 @@ def placement_of(graph: Graph) -> Placement | None:
     if file is None:
         return None
     if graph.format == "vhdx":  # QEMU does not tell
-        return Placement(file, lambda start: Vhdx(file).runs(start, start + WINDOW))
+        return Placement(file, lambda start: Vhdx(file).runs(start, start + WINDOW), zeros=True)
     program = find("qemu-img")
     if graph.format not in TOLD_BY_QEMU or program is None:
         return None
@@ -81,10 +81,11 @@ class Placement:
     Args:
         file: where the content lies.
         tell: says where; what it says is held against the file's length.
+        zeros: whether it says what reads as zeros, which QEMU does not then.
     """
 
-    def __init__(self, file: HostFile, tell: Tell) -> None:
-        self.file, self._tell = file, tell
+    def __init__(self, file: HostFile, tell: Tell, *, zeros: bool = False) -> None:
+        self.file, self.zeros, self._tell = file, zeros, tell
         self._lock = threading.Lock()
         self._windows: OrderedDict[int, Future[Offsets]] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, "qcowdelta-placement")
@@ -93,7 +94,7 @@ class Placement:
     def split(self, start: int, stop: int) -> Iterator[tuple[int, int, int | None]]:
         """Yield parts that tile ``[start, stop)``: begin, end, and where in the file it begins.
 
-        The last is None where the part lies nowhere.
+        The last is :data:`ZEROS` for what reads as zeros, and None where that is not told.
         """
         position = start
         while position < stop:
@@ -166,6 +167,7 @@ def told_runs(told: Any, start: int) -> Offsets:
             and not entry["zero"]
             and not entry["depth"]
             and "offset" in entry
+            and entry["offset"] >= 0
             and not entry.get("compressed")
         ]
         runs = np.array(rows, np.int64).reshape(-1, 3)
@@ -181,7 +183,8 @@ def _inside(runs: Offsets, size: int) -> Offsets:
     """Return the runs as far as they lie inside of a file of that length."""
     stops = np.minimum(runs[:, 1], runs[:, 0] + (size - runs[:, 2]))
     found = np.stack([runs[:, 0], stops, runs[:, 2]], axis=1)
-    kept: Offsets = found[(found[:, 2] >= 0) & (found[:, 1] > found[:, 0])]
+    found[:, 1] = np.where(found[:, 2] == ZEROS, runs[:, 1], stops)
+    kept: Offsets = found[(found[:, 2] >= ZEROS) & (found[:, 1] > found[:, 0])]
     return kept
 
 
@@ -193,7 +196,7 @@ def _split(runs: Offsets, start: int, stop: int) -> Iterator[tuple[int, int, int
         begin, end = max(run_start, start), min(run_stop, stop)
         if position < begin:
             yield position, begin, None
-        yield begin, end, host + begin - run_start
+        yield begin, end, ZEROS if host == ZEROS else host + begin - run_start
         position = end
     if position < stop:
         yield position, stop, None

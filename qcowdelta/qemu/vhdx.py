@@ -14,6 +14,8 @@ from ..extents import Offsets
 from ..hostfile import HostFile
 from ..units import MIB
 
+ZEROS = -1
+"""In place of an offset: what reads as zeros, and lies nowhere."""
 _MAX_ENTRIES = 2047  # of a table
 
 _Regions = Struct(
@@ -55,6 +57,7 @@ _SECTOR_SIZES = (512, 4096)
 # Of an entry of the block allocation table; the lower 3 bits are the state.
 _STATE = np.uint64(7)
 _FULLY_PRESENT = np.uint64(6)
+_UNMAPPED = np.uint64(3)  # and below it: not present, undefined, zero; QEMU reads all as zeros
 _OFFSET = ~np.uint64(MIB - 1)
 _SECTORS_TO_A_BITMAP = 1 << 23
 
@@ -85,7 +88,8 @@ class Vhdx:
 
         Returns:
             An array of shape (n, 3): start, stop and offset in the file of each run, in order and
-            apart, whole blocks each. Nothing is said of blocks that are not wholly in the file.
+            apart, whole blocks each; the offset of what reads as zeros is :data:`ZEROS`. Nothing
+            is said of blocks whose state is another, which QEMU does not read either.
 
         Raises:
             FormatError, CorruptImageError: the tables cannot be read.
@@ -102,9 +106,10 @@ class Vhdx:
             raise self._damaged("block allocation table")
         data = self._file.read(table.offset + 8 * first, 8 * count)
         entries = np.frombuffer(data, "<u8").astype(np.uint64)[index - first]
-        there = (entries & _STATE) == _FULLY_PRESENT
-        begin, host = blocks[there] * block, (entries[there] & _OFFSET).astype(np.int64)
-        return _joined(np.stack([begin, begin + block, host], axis=1))
+        state = entries & _STATE
+        host = np.where(state <= _UNMAPPED, ZEROS, (entries & _OFFSET).astype(np.int64))
+        rows = np.stack([blocks * block, (blocks + 1) * block, host], axis=1)
+        return _joined(rows[(state <= _UNMAPPED) | (state == _FULLY_PRESENT)])
 
     def _block_size(self) -> tuple[int, int]:
         """Return a block's length in bytes, and how many blocks have one bitmap."""
@@ -141,10 +146,13 @@ class Vhdx:
 
 def _joined(runs: Offsets) -> Offsets:
     """Join runs that go on in the file too."""
-    goes_on = (runs[1:, 0] == runs[:-1, 1]) & (
-        runs[1:, 2] - runs[:-1, 2] == runs[1:, 0] - runs[:-1, 0]
-    )
-    first = np.flatnonzero(np.append(True, ~goes_on)[: len(runs)])
+    if not runs.size:
+        return runs
+    zeros = runs[:, 2] == ZEROS
+    behind = runs[1:, 2] - runs[:-1, 2] == runs[1:, 0] - runs[:-1, 0]
+    same = np.where(zeros[1:] | zeros[:-1], zeros[1:] & zeros[:-1], behind)
+    same &= runs[1:, 0] == runs[:-1, 1]
+    first = np.flatnonzero(np.append(True, ~same))
     joined = runs[first]
-    joined[:, 1] = runs[np.append(first[1:], len(runs)) - 1, 1] if len(runs) else joined[:, 1]
+    joined[:, 1] = runs[np.append(first[1:], len(runs)) - 1, 1]
     return joined
