@@ -230,6 +230,20 @@ def test_without_an_answer_all_is_read_through_the_daemon(
         assert image.reader().read(0, SIZE) == raw.read_bytes()
 
 
+def test_what_does_not_answer_is_not_asked_again(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = made(raw, tmp_path, "vdi"), tmp_path / "asked"
+    fake = tmp_path / "img"
+    fake.write_text(f"#!/bin/sh\necho >>{asked}\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv(IMG, str(fake))
+    monkeypatch.setattr(placement, "WINDOW", MIB)
+    with opened(path, VARIANTS["vdi"]) as image:
+        assert direct(image, 0, SIZE) == raw.read_bytes()
+    assert asked.read_text() == "\n"
+
+
 def entry(start: int, length: int, **more: Any) -> dict[str, Any]:
     known = {"start": start, "length": length, "depth": 0, "zero": False, "data": True}
     return {**known, "present": True, **more}

@@ -7,7 +7,6 @@ daemon would send, without the two copies on the way.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -15,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -39,7 +39,6 @@ _WINDOWS = 8
 # A run takes about 120 bytes: enough for a window of runs of 64 KiB.
 _LONGEST_ANSWER = 16 * MIB
 
-
 Tell: TypeAlias = Callable[[int], Offsets]
 """Returns the runs of the window that begins there: start, stop, and offset or :data:`ZEROS`."""
 
@@ -53,7 +52,8 @@ def placement_of(graph: Graph) -> Placement | None:
     if file is None:
         return None
     if graph.format == "vhdx":  # QEMU does not tell
-        return Placement(file, lambda start: Vhdx(file).runs(start, start + WINDOW), zeros=True)
+        tables = cache(lambda: Vhdx(file))  # read by the first who asks
+        return Placement(file, lambda start: tables().runs(start, start + WINDOW), zeros=True)
     program = find("qemu-img")
     if graph.format not in TOLD_BY_QEMU or program is None:
         return None
@@ -86,6 +86,7 @@ class Placement:
 
     def __init__(self, file: HostFile, tell: Tell, *, zeros: bool = False) -> None:
         self.file, self.zeros, self._tell = file, zeros, tell
+        self._failed = False
         self._lock = threading.Lock()
         self._windows: OrderedDict[int, Future[Offsets]] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, "qcowdelta-placement")
@@ -115,8 +116,12 @@ class Placement:
             return found
 
     def _ask(self, start: int) -> Offsets:
-        with contextlib.suppress(OSError, QcowDeltaError, ValueError):
-            return _inside(self._tell(start), self.file.size)
+        """Return a window's runs. After a failure it is not tried again: that may take long."""
+        if not self._failed:
+            try:
+                return _inside(self._tell(start), self.file.size)
+            except (OSError, QcowDeltaError, ValueError):
+                self._failed = True
         return np.empty((0, 3), np.int64)
 
     def close(self) -> None:
