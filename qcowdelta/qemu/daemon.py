@@ -12,13 +12,15 @@ import re
 import socket
 import stat
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NbdError, PolicyError, QemuError, QmpError, printable
 from ..secret import Secret
 from .nbd import ALLOCATION, NbdClient
 from .programs import Child
-from .qmp import QmpSession
+
+if TYPE_CHECKING:
+    from .qmp import QmpSession
 
 TIMEOUT = 60.0
 """Seconds without an answer after which a daemon counts as hung. A LUKS key takes seconds."""
@@ -93,6 +95,9 @@ class StorageDaemon:
                 self._child = Child(argv, [*fds, theirs.fileno()], door=door.fileno())
                 theirs.close()
                 door.close()
+                # Loading asyncio takes as long as the daemon takes to start: both at once.
+                from .qmp import QmpSession
+
                 self._place = self._receive_place(way)
                 self._session = QmpSession(ours, timeout=self._timeout)
                 return self._session, self._child
