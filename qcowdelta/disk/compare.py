@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from ..extents import Mask
+from ..extents import Mask, Offsets
 from ..units import MIB
 from .files import FileTable, Hashes, Type, hashed
 from .space import Index, spread
@@ -253,8 +253,8 @@ def _first_blocks(table: FileTable, rows: Index, volume: Volume) -> Hashes:
     for begin in range(0, index.size, step):
         some = index[begin : begin + step]
         data = volume.read_many(first["physical"][some], _BLOCK)
-        short = np.flatnonzero(length[some] < _BLOCK)
-        data[short] *= np.arange(_BLOCK) < length[some][short][:, None]
+        for row, stop in enumerate(length[some].tolist()):
+            data[row, stop:] = 0
         out[some] = data.view(np.uint64) @ _factors()[: _BLOCK // 8]
     return out
 
@@ -273,15 +273,49 @@ def digests(table: FileTable, rows: Index, volume: Volume) -> list[bytes]:
     Raises:
         CorruptImageError: the image cannot be read.
     """
-    hashers = {row: blake3(int(table.size[row]).to_bytes(8, "little")) for row in rows.tolist()}
+    whole = _in_one_piece(table, rows)
+    found = dict(zip(rows[whole].tolist(), _whole_digests(table, rows[whole], volume), strict=True))
+    others = rows[~whole]
+    hashers = {row: blake3(int(table.size[row]).to_bytes(8, "little")) for row in others.tolist()}
     chunk = _Chunk()
-    for file, number, within, data in _pieces(table, rows, volume):
+    for file, number, within, data in _pieces(table, others, volume):
         if chunk.key != (file, number):
             chunk.finish(hashers)
             chunk.begin(file, number, int(table.size[file]))
         chunk.buffer[within : within + len(data)] = data
     chunk.finish(hashers)
-    return [bytes(hashers[row].digest()) for row in rows.tolist()]
+    found |= {row: hasher.digest() for row, hasher in hashers.items()}
+    return [found[row] for row in rows.tolist()]
+
+
+def _range_of_parts(table: FileTable, rows: Index) -> tuple[Index, Index]:
+    """Return the index of each file's first part, and that behind its last."""
+    file = table.parts["file"]
+    return np.searchsorted(file, rows, side="left"), np.searchsorted(file, rows, side="right")
+
+
+def _in_one_piece(table: FileTable, rows: Index) -> Mask:
+    """Tell which files have all of their content in one part, and in one chunk: almost all do."""
+    parts = table.parts
+    if not parts.size:
+        return np.zeros(rows.size, bool)
+    first, last = _range_of_parts(table, rows)
+    part = parts[np.minimum(first, parts.size - 1)]
+    size = table.size[rows]
+    whole: Mask = (last - first == 1) & (part["logical"] == 0) & (part["length"] >= size)
+    return whole & (size > 0) & (size <= _CHUNK)
+
+
+def _whole_digests(table: FileTable, rows: Index, volume: Volume) -> Iterator[bytes]:
+    """Yield the digests of files, each in one piece: the same ones with less ado."""
+    part = table.parts[np.searchsorted(table.parts["file"], rows)]
+    size = table.size[rows]
+    first = bytes(8)  # the chunk's number
+    contents = _read_in_turns(volume, part["physical"], size)
+    for length, data in zip(size.tolist(), contents, strict=True):
+        head = length.to_bytes(8, "little")
+        zeros = not data[0] and not np.frombuffer(data, np.uint8).any()
+        yield blake3(head if zeros else b"".join((head, first, data))).digest()
 
 
 class _Chunk:
@@ -307,8 +341,7 @@ def _pieces(
     table: FileTable, rows: Index, volume: Volume
 ) -> Iterator[tuple[int, int, int, memoryview]]:
     """Read files: yield the file, the chunk of it, where in that, and what is there."""
-    first = np.searchsorted(table.parts["file"], rows, side="left")
-    last = np.searchsorted(table.parts["file"], rows, side="right")
+    first, last = _range_of_parts(table, rows)
     parts = table.parts[spread(first, last - first)[1]]
     begin = parts["logical"]
     stop = np.minimum(begin + parts["length"], table.size[parts["file"]])
@@ -319,22 +352,25 @@ def _pieces(
     length = np.minimum(stop[which], (number + 1) * _CHUNK) - low
     physical = parts["physical"][which] + low - begin[which]
     file = parts["file"][which]
+    columns = (file, number, low - number * _CHUNK)
+    data = _read_in_turns(volume, physical, length)
+    yield from zip(*(column.tolist() for column in columns), data, strict=True)
+
+
+def _read_in_turns(volume: Volume, offset: Offsets, length: Offsets) -> Iterator[memoryview]:
+    """Yield the content of many ranges, of which only so much is held at a time."""
     total = np.cumsum(length)
     at = 0
     while at < length.size:
         reach = total[at] + _AT_ONCE - length[at]
         end = max(at + 1, int(np.searchsorted(total, reach, side="right")))
-        some = slice(at, end)
-        data = volume.read_pieces(physical[some], length[some])
-        columns = (file[some], number[some], (low - number * _CHUNK)[some])
-        yield from zip(*(column.tolist() for column in columns), data, strict=True)
+        yield from volume.read_pieces(offset[at:end], length[at:end])
         at = end
 
 
 def _affordable(table: FileTable, rows: Index, volume: Volume) -> Mask:
     """Tell which files can be read without reading more than the volume holds, all in all."""
-    first = np.searchsorted(table.parts["file"], rows, side="left")
-    last = np.searchsorted(table.parts["file"], rows, side="right")
+    first, last = _range_of_parts(table, rows)
     sums = np.concatenate([[0], np.cumsum(table.parts["length"])])
     result: Mask = np.cumsum(sums[last] - sums[first]) <= volume.length
     return result
@@ -359,7 +395,11 @@ def _look_at_content(
     open_ = ~differs & ~same_map & (new.type[ours] == Type.FILE)
     open_ &= ~new.opaque[ours] & ~old.opaque[theirs]
     ours, theirs = ours[open_], theirs[open_]
-    likely = _first_blocks(new, ours, new_volume) == _first_blocks(old, theirs, old_volume)
+    # Most have the same content, so what is no longer than a block is better read only once.
+    likely = new.size[ours] <= _BLOCK
+    long = np.flatnonzero(~likely)
+    heads = _first_blocks(new, ours[long], new_volume)
+    likely[long] = heads == _first_blocks(old, theirs[long], old_volume)
     found.differs[ours[~likely]] = True
     ours, theirs = ours[likely], theirs[likely]
     some = _affordable(new, ours, new_volume) & _affordable(old, theirs, old_volume)

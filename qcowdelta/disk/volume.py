@@ -11,7 +11,6 @@ from ..reader import Readable
 
 _GAP = 12 << 10
 """Ranges no further apart are read in one go: a call costs more than to copy so much."""
-_NOTHING = memoryview(b"")
 
 
 class Volume:
@@ -57,8 +56,14 @@ class Volume:
         Raises:
             CorruptImageError: the image cannot be read.
         """
-        pieces = self.read_pieces(offsets, np.full(offsets.size, length, np.int64))
-        return np.frombuffer(bytearray().join(pieces), np.uint8).reshape(-1, length)
+        content, place = self._read_together(offsets, np.full(offsets.size, length, np.int64))
+        if not content.size:
+            content = np.zeros(length, np.uint8)
+        # All stretches of that length, as a view; taking rows of it copies each piece in one go.
+        found = np.lib.stride_tricks.sliding_window_view(content, length)[np.maximum(place, 0)]
+        for row in np.flatnonzero(place < 0).tolist():
+            found[row] = np.frombuffer(self._read_across(int(offsets[row]), length), np.uint8)
+        return found
 
     def read_pieces(self, offsets: Offsets, lengths: Offsets) -> list[memoryview]:
         """Return the content of many ranges, in few long reads: what lies between is read along.
@@ -66,24 +71,39 @@ class Volume:
         Raises:
             CorruptImageError: the image cannot be read.
         """
-        found = [_NOTHING] * offsets.size
+        content, place = self._read_together(offsets, lengths)
+        data = content.data
+        found = [
+            data[begin:stop]
+            for begin, stop in zip(place.tolist(), (place + lengths).tolist(), strict=True)
+        ]
+        for row in np.flatnonzero(place < 0).tolist():
+            found[row] = memoryview(self._read_across(int(offsets[row]), int(lengths[row])))
+        return found
+
+    def _read_across(self, offset: int, length: int) -> bytes:
+        """Read what does not lie inside the volume as a whole; before it are zeros only."""
+        return self.read(offset, length) if offset >= 0 else bytes(length)
+
+    def _read_together(
+        self, offsets: Offsets, lengths: Offsets
+    ) -> tuple[npt.NDArray[np.uint8], Offsets]:
+        """Read those of many ranges that lie inside the volume.
+
+        Returns:
+            What was read; and where in it each range begins, -1 for one that does not lie inside.
+        """
+        place = np.full(offsets.size, -1, np.int64)
         stops = offsets + lengths
-        inside = (offsets >= 0) & (offsets <= self.length - lengths)
-        for row in np.flatnonzero(~inside).tolist():
-            at, length = int(offsets[row]), int(lengths[row])
-            found[row] = memoryview(self.read(at, length) if at >= 0 else bytes(length))
-        rows = np.flatnonzero(inside)
+        rows = np.flatnonzero((offsets >= 0) & (offsets <= self.length - lengths))
         if not rows.size:
-            return found
+            return np.empty(0, np.uint8), place
         rows = rows[np.argsort(offsets[rows], kind="stable")]
         begin, reach = offsets[rows], np.maximum.accumulate(stops[rows])
-        first = np.flatnonzero(np.append(True, begin[1:] > reach[:-1] + _GAP))
+        new = np.append(True, begin[1:] > reach[:-1] + _GAP)
+        first = np.flatnonzero(new)
         start, stop = begin[first], reach[np.append(first[1:], rows.size) - 1]
         data = self._reader.read(self.start + start, stop - start)
-        places = np.cumsum(stop - start) - (stop - start) - start
-        which = np.searchsorted(first, np.arange(rows.size), side="right") - 1
-        place = places[which] + begin
-        ends = place + lengths[rows]
-        for row, i, j in zip(rows.tolist(), place.tolist(), ends.tolist(), strict=True):
-            found[row] = data[i:j]
-        return found
+        moved = np.cumsum(stop - start) - (stop - start) - start
+        place[rows] = begin + moved[np.cumsum(new) - 1]
+        return np.frombuffer(data, np.uint8), place
