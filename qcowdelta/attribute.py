@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .advice import advise
 from .attribution import Attribution, PartitionShare, SourceFacts
 from .cells import CellSums
 from .delta import ChangeKind, Changes, ChangeSource, Progress
-from .disk.diskmap import DiskMap, read_disk
 from .disk.kinds import SpaceKind
-from .disk.pairing import Pairing, pair_disks, same_disk
 from .disk.space import Index, nothing, pieces, tile
 from .extents import Kind, Mask, Offsets
-from .filechanges import FileChanges
 from .image import Image
 from .layer import Layer
 from .units import GIB
+
+if TYPE_CHECKING:
+    from .disk.diskmap import DiskMap
+    from .disk.pairing import Pairing
 
 _KINDS = len(SpaceKind)
 _MANY = 1 << 20
@@ -66,7 +67,8 @@ class Attributor:
     """Attributes changes as they come; see :func:`attribute`. Use as a context manager.
 
     The file systems are read and compared by a thread of its own, while whoever compares the
-    images goes on: until they are known, changes are kept.
+    images goes on: until they are known, changes are kept. The many modules that it takes are
+    imported by that thread too, so that comparing begins before they are.
     """
 
     def __init__(
@@ -98,9 +100,13 @@ class Attributor:
 
     @staticmethod
     def _read(image: Image | None, size: int) -> DiskMap:
+        from .disk.diskmap import read_disk
+
         return _unread(size) if image is None else read_disk(image)
 
     def _pair(self) -> Pairing:
+        from .disk.pairing import pair_disks
+
         before = self._read(self._old, 0)
         return pair_disks(before, self._reading.result(), self._old, self._new)
 
@@ -133,6 +139,10 @@ class Attributor:
         Raises:
             CorruptImageError: an image cannot be read.
         """
+        from .advice import advise
+        from .disk.pairing import same_disk
+        from .filechanges import FileChanges
+
         sums = self._catch_up()
         disk = sums.disk
         pairing = self._pairing.result() if self._pairing is not None else same_disk(disk)
@@ -231,6 +241,8 @@ class _Sums:
 
 def _unread(size: int) -> DiskMap:
     """Return the map of a disk of which nothing is known."""
+    from .disk.diskmap import DiskMap
+
     rows = tile(nothing(), size, SpaceKind.UNKNOWN)
     return DiskMap(size, (), (), rows, (0,), np.full(rows.size, -1), ())
 

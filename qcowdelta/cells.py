@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
 from .attribution import Cells
 from .delta import ChangeKind
-from .disk.diskmap import DiskMap
 from .disk.kinds import SpaceKind
 from .disk.space import NOBODY, Index, spread, stops
 from .extents import Offsets
 from .units import ceil_div
+
+if TYPE_CHECKING:
+    from .disk.diskmap import DiskMap
 
 _AT_ONCE = 1 << 20
 _KINDS = len(SpaceKind)

@@ -95,8 +95,6 @@ def _source(
     """Open what is inspected."""
     from ..diff import ImageDelta
     from ..errors import OptionError
-    from ..patch.describe import PatchChanges, describe_patch
-    from ..patch.open import open_patched
     from ..units import usable_cpus
 
     files = tuple(str(path) for path in (old, new) if path is not None)
@@ -108,8 +106,12 @@ def _source(
     elif new is None:
         if options["cluster_size"] or options["old_format"] or options["old_snapshot"]:
             raise OptionError("a patch alone is told in its own blocks; name OLD before it")
-        return _Source(PatchChanges(patch), None, None, describe_patch(patch.file), files)
+        from ..patch.describe import PatchChanges
+
+        return _Source(PatchChanges(patch), None, None, _described(patch), files)
     else:
+        from ..patch.open import open_patched
+
         first = stack.enter_context(opt.open_side(old, options, "old"))
         second = stack.enter_context(open_patched(patch, first))
     dirty = opt.open_bitmap(first, second, options) if patch is None else None
@@ -122,14 +124,18 @@ def _source(
         dirty=dirty,
         trust=options["trust_bitmap"],
     )
-    described = None if patch is None else describe_patch(patch.file)
-    return _Source(delta, first, second, described, files)
+    return _Source(delta, first, second, None if patch is None else _described(patch), files)
+
+
+def _described(patch: PatchFile) -> dict[str, Any]:
+    from ..patch.describe import describe_patch  # images are inspected without its modules
+
+    return describe_patch(patch.file)
 
 
 def _patch(stack: contextlib.ExitStack, path: Path) -> PatchFile | None:
     """Open a file if it is a patch."""
     from ..hostfile import HostFile
-    from ..patch.container import PatchFile
     from ..patch.header import is_patch
 
     file = HostFile.open(path, lock=False, device=True)
@@ -137,7 +143,11 @@ def _patch(stack: contextlib.ExitStack, path: Path) -> PatchFile | None:
         found = is_patch(file)
     finally:
         file.close()
-    return stack.enter_context(PatchFile.open(path)) if found else None
+    if not found:
+        return None
+    from ..patch.container import PatchFile
+
+    return stack.enter_context(PatchFile.open(path))
 
 
 def _open(
