@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -47,35 +48,37 @@ class FileChanges:
             for number, part in enumerate(pairing.old.partitions)
             if number not in pairing.partitions.values()
         )
-        found = list(self._all())
-        weights = np.array([(c.freed_bytes, c.changed_bytes) for _, c in found], np.int64)
-        order = np.lexsort(-weights.reshape(-1, 2).T)
-        self.files = [found[at][1] for at in order.tolist()]
-        owners = np.array([owner for owner, _ in found], np.int64)[order]
+        parts = list(self._all())
+        found = [file for part in parts for file in part.files]
+        owner, changed_bytes, freed = (
+            np.concatenate([np.empty(0, np.int64), *(getattr(part, name) for part in parts)])
+            for name in ("owner", "changed", "freed")
+        )
+        order = np.lexsort((-freed, -changed_bytes))
+        self.files = [found[at] for at in order.tolist()]
+        owners = owner[order]
         index = np.flatnonzero(owners != NOBODY)
         self.index_of_owner = np.full(self._changed.size, -1, np.int32)
         self.index_of_owner[owners[index]] = index
 
-    def _all(self) -> Iterator[tuple[int, FileChange]]:
-        """Yield every file that changed, behind its owner in NEW's map."""
+    def _all(self) -> Iterator[_Part]:
+        """Yield every file that changed."""
         pairing = self._pairing
         for number, matching in enumerate(pairing.files):
             theirs = pairing.partitions.get(number)
-            yield from self._of_new(number, matching, theirs)
+            yield self._of_new(number, matching, theirs)
             if theirs is not None and self._disk.contents[number].read:
                 gone = np.ones(pairing.old.contents[theirs].files.count, bool)
                 gone[matching.old[matching.old >= 0]] = False
-                yield from self._lost(number, theirs, gone)
+                yield self._lost(number, theirs, gone)
         number = len(self._disk.partitions)
         for theirs, held in enumerate(pairing.old.contents):
             if theirs not in pairing.partitions.values():
-                yield from self._lost(number, theirs, np.ones(held.files.count, bool))
+                yield self._lost(number, theirs, np.ones(held.files.count, bool))
                 number += 1
 
-    def _of_new(
-        self, number: int, matching: Matching, theirs: int | None
-    ) -> Iterator[tuple[int, FileChange]]:
-        """Yield the files of a partition of NEW that changed."""
+    def _of_new(self, number: int, matching: Matching, theirs: int | None) -> _Part:
+        """Return the files of a partition of NEW that changed."""
         files = self._disk.contents[number].files
         old, first = FileTable.empty(), 0
         if theirs is not None:
@@ -85,42 +88,63 @@ class FileChanges:
         own = slice(base, base + files.count)
         status = _statuses(files, old, matching, self._changed[own], self._certain[own])
         rows = np.flatnonzero(status >= 0)
-        was = matching.old[rows]
+        was, status = matching.old[rows], status[rows]
         freed = np.where(was >= 0, self._pairing.freed[first + np.maximum(was, 0)], 0)
-        columns = (
-            rows, freed, status[rows], files.type[rows], files.size[rows],
-            self._changed[own][rows], files.inode[rows],
-        )  # fmt: skip
-        moved = was[status[rows] == _NUMBER[FileStatus.MOVED]]
-        came_from = iter(_paths(old, moved, matching.old_name[moved]))
-        paths = _paths(files, rows, matching.name[rows])
-        for path, row, gone, code, type_, size, changed, inode in zip(
-            paths, *(column.tolist() for column in columns), strict=True
-        ):
-            what = _STATUSES[code]
-            before = next(came_from) if what is FileStatus.MOVED else None
-            yield (
-                base + row,
-                FileChange(path, number, what, _TYPES[type_], before, size, changed, gone, inode),
-            )
+        changed = self._changed[own][rows]
+        found = map(
+            FileChange._make,
+            zip(
+                _paths(files, rows, matching.name[rows]),
+                repeat(number),
+                map(_STATUSES.__getitem__, status.tolist()),
+                map(_TYPES.__getitem__, files.type[rows].tolist()),
+                _came_from(old, was, status == _NUMBER[FileStatus.MOVED], matching),
+                *(column.tolist() for column in (files.size[rows], changed, freed)),
+                files.inode[rows].tolist(),
+            ),
+        )
+        return _Part(base + rows, changed, freed, list(found))
 
-    def _lost(self, number: int, theirs: int, rows: Mask) -> Iterator[tuple[int, FileChange]]:
-        """Yield files of OLD that are in NEW no longer."""
+    def _lost(self, number: int, theirs: int, rows: Mask) -> _Part:
+        """Return files of OLD that are in NEW no longer."""
         held: Contents = self._pairing.old.contents[theirs]
         files = held.files
         first = self._pairing.old.first_owner[theirs]
         freed = self._pairing.freed[first : first + files.count]
         named = files.first_names() >= 0
         index = np.flatnonzero(rows & (named | (freed > 0)))
-        columns = (files.type[index], files.size[index], freed[index], files.inode[index])
-        what = FileStatus.DELETED
-        for path, type_, size, gone, inode in zip(
-            files.paths_of(index), *(column.tolist() for column in columns), strict=True
-        ):
-            yield (
-                NOBODY,
-                FileChange(path, number, what, _TYPES[type_], None, size, 0, gone, inode),
-            )
+        found = map(
+            FileChange._make,
+            zip(
+                files.paths_of(index),
+                repeat(number),
+                repeat(FileStatus.DELETED),
+                map(_TYPES.__getitem__, files.type[index].tolist()),
+                repeat(None),
+                files.size[index].tolist(),
+                repeat(0),
+                freed[index].tolist(),
+                files.inode[index].tolist(),
+            ),
+        )
+        nobody = np.full(index.size, NOBODY, np.int64)
+        return _Part(nobody, np.zeros(index.size, np.int64), freed[index], list(found))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the files that changed, and columns of what they are sorted and found by.
+
+    Attributes:
+        owner: of each, in NEW's map; NOBODY where it is in OLD only.
+        changed, freed: bytes of each.
+        files: the files.
+    """
+
+    owner: Offsets
+    changed: Offsets
+    freed: Offsets
+    files: list[FileChange]
 
 
 def by_owner(disk: DiskMap, weights: Offsets) -> Offsets:
@@ -137,6 +161,13 @@ def _paths(files: FileTable, rows: Index, names: Index) -> list[bytes]:
     named = iter(files.paths(names[names >= 0]))
     others = iter(files.paths_of(rows[names < 0]))
     return [next(named if name >= 0 else others) for name in names.tolist()]
+
+
+def _came_from(old: FileTable, was: Index, moved: Mask, found: Matching) -> Iterator[bytes | None]:
+    """Return an iterator over the paths in OLD of files that moved, None for the others."""
+    rows = was[moved]
+    paths = iter(_paths(old, rows, found.old_name[rows]))
+    return (next(paths) if is_moved else None for is_moved in moved.tolist())
 
 
 def _statuses(
