@@ -21,7 +21,7 @@ from .diff import diff
 from .info import info
 from .inspect import inspect
 from .live import live
-from .memory import keep_freed_memory
+from .memory import keep_freed_memory, look_for_cycles_seldom
 from .verify import verify
 
 ERROR = 2
@@ -62,6 +62,7 @@ def main() -> None:
     # Threads hand the interpreter over after calls of some microseconds, not of milliseconds.
     sys.setswitchinterval(_SWITCH_INTERVAL)
     keep_freed_memory()
+    look_for_cycles_seldom()
     sys.unraisablehook = _interrupt_again
     sys.exit(_run())
 
