@@ -20,8 +20,11 @@ from .pieces import Classifier, Verdict
 from .units import MIB, SECTOR, align_down, align_up, usable_cpus
 
 MAX_GRANULARITY = 2 * MIB
-# What one thread reads of each side at a time; two such buffers stay in a core's cache.
-_BATCH = MIB
+# What one thread reads of each side at a time. Between its calls it waits for its turn with the
+# interpreter: the longer they are, the less; and all threads' buffers stay in the shared cache.
+_MAX_BATCH = 4 * MIB
+_MIN_BATCH = MIB
+_BUFFERS = 32 * MIB
 _PAYLOAD_BATCH = 64
 _BATCHES = 8  # to a task
 # A window is bounded by how many extents it can have, and while there is much to read in it,
@@ -82,7 +85,9 @@ class ImageDelta:
         pools = _Pools(self._threads)
         pending: deque[_Window] = deque()
         plan = _Plan(self.base, self.target, self.granularity, self._dirty)
-        comparer = _Comparer(self.base, self.target, self.granularity, self._dirty, self._trust)
+        comparer = _Comparer(
+            self.base, self.target, self.granularity, self._dirty, self._trust, self._batch()
+        )
         try:
             for start, stop in plan:
                 window = _Window(comparer, start, stop)
@@ -97,6 +102,13 @@ class ImageDelta:
             self.stats.not_dirty += plan.not_dirty
         finally:
             pools.shutdown()
+
+    def _batch(self) -> int:
+        """Return how much a thread reads of each side at a time: a power of two."""
+        batch = _MAX_BATCH
+        while batch > _MIN_BATCH and 2 * batch * self._threads > _BUFFERS:
+            batch //= 2
+        return max(batch, self.granularity)
 
 
 class _Pools:
@@ -192,12 +204,18 @@ class _Comparer:
     """What compares content; safe to be used by several threads."""
 
     def __init__(
-        self, old: Image, new: Image, granularity: int, dirty: DirtyRanges | None, trust: bool
+        self,
+        old: Image,
+        new: Image,
+        granularity: int,
+        dirty: DirtyRanges | None,
+        trust: bool,
+        batch: int,
     ) -> None:
         self.old, self.new, self.granularity, self.trust = old, new, granularity, trust
         self.classifier = Classifier(old, new, dirty, trust)
         self.payloads = PayloadComparer(old.sources, new.sources, granularity)
-        self.batch = max(_BATCH, granularity)
+        self.batch = batch
         self._scratch = _Scratch(old, new, self.batch)
 
     def compare(self, batches: list[tuple[Extents, Extents]]) -> list[Outcome]:
