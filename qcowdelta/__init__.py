@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 _HOMES = {
     "AtomicOutput": "output",
-    "Attribution": "attribution",
-    "Attributor": "attribute",
+    "Attribution": "attribution.figures",
+    "Attributor": "attribution.attribute",
     "Backing": "qcow2.writer",
     "BaseIdentity": "identity",
     "ChangeKind": "delta",
@@ -52,8 +52,8 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from .attribute import Attributor
-    from .attribution import Attribution
+    from .attribution.attribute import Attributor
+    from .attribution.figures import Attribution
     from .delta import ChangeKind, Delta
     from .diff import ImageDelta
     from .dirty import open_bitmap

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from qcowdelta import Image, ImageDelta, PatchFile, open_image, open_patched, write_patch
-from qcowdelta.attribute import attribute
-from qcowdelta.attribution import (
+from qcowdelta.attribution.attribute import attribute
+from qcowdelta.attribution.figures import (
     Advice,
     Attribution,
     FileChange,

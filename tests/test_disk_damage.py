@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from qcowdelta import Image, ImageDelta, open_image
-from qcowdelta.attribute import attribute
-from qcowdelta.attribution import directory_tree
+from qcowdelta.attribution.attribute import attribute
+from qcowdelta.attribution.figures import directory_tree
 from qcowdelta.disk.contents import Contents, UnreadableError
 from qcowdelta.disk.diskmap import read_disk
 from qcowdelta.disk.ext.read import read_ext

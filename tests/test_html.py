@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from qcowdelta.attribution import FileStatus, FileType
+from qcowdelta.attribution.figures import FileStatus, FileType
 from qcowdelta.errors import printable
 from qcowdelta.output import AtomicOutput
 from qcowdelta.report.page import page, write_page

@@ -65,9 +65,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("disk.ext.read",),
     ("disk.diskmap",),
     ("disk.pairing",),
-    ("attribution", "dropfree"),
-    ("advice", "cells", "filechanges"),
-    ("attribute",),
+    ("attribution.figures", "dropfree"),
+    ("attribution.advice", "attribution.cells", "attribution.files"),
+    ("attribution.attribute",),
     # What takes a delta or an image.
     ("base", "naming", "output"),
     ("choosing", "copying", "resumable"),
@@ -113,7 +113,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}
-NAMESPACES = {"", "disk", "disk.ext", "live", "patch", "qcow2", "qemu", "report"}
+NAMESPACES = {"", "attribution", "disk", "disk.ext", "live", "patch", "qcow2", "qemu", "report"}
 """Packages whose own ``__init__`` holds nothing that another module may use."""
 
 FOR_PEOPLE = {"argparse", "click", "curses", "getpass", "logging", "rich", "rich_click"}

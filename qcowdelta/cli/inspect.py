@@ -14,7 +14,7 @@ from . import options as opt
 from . import sinks
 
 if TYPE_CHECKING:
-    from ..attribution import Attribution
+    from ..attribution.figures import Attribution
     from ..delta import ChangeSource
     from ..image import Image
     from ..inspect import Extent, Inspection, WatchedDelta
@@ -226,7 +226,7 @@ def _go_through(source: _Source, options: dict[str, Any]) -> _Found:
 
 def _attributed(source: _Source, watched: WatchedDelta, options: dict[str, Any]) -> Attribution:
     """Go through the changes, and return whose they are."""
-    from ..attribute import attribute
+    from ..attribution.attribute import attribute
     from ..report.bare import unattributed
     from ..report.cells import MOST
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from ..units import readable
 
 if TYPE_CHECKING:
-    from ..attribution import Attribution, FileChange, PartitionShare
+    from ..attribution.figures import Attribution, FileChange, PartitionShare
     from ..inspect import Inspection
     from ..report.tree import Branch
 

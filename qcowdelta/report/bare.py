@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..attribution import Attribution, Cells, PartitionShare, SourceFacts
+from ..attribution.figures import Attribution, Cells, PartitionShare, SourceFacts
 from ..disk.kinds import SpaceKind
 from ..inspect import Inspection
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..attribution import Attribution, Cells
+from ..attribution.figures import Attribution, Cells
 from ..delta import ChangeKind
 from ..units import ceil_div
 

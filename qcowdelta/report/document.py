@@ -10,7 +10,7 @@ import base64
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..attribution import Advice, Attribution, FileChange, PartitionShare, SourceFacts
+from ..attribution.figures import Advice, Attribution, FileChange, PartitionShare, SourceFacts
 from ..delta import ChangeKind
 from ..disk.kinds import SpaceKind
 from ..errors import printable

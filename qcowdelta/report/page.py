@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..attribution import Attribution, FileChange, FileStatus, FileType
+from ..attribution.figures import Attribution, FileChange, FileStatus, FileType
 from ..delta import ChangeKind
 from ..disk.kinds import SpaceKind
 from ..errors import printable

@@ -8,7 +8,7 @@ from string import Template
 
 import numpy as np
 
-from ..attribution import Attribution, FileChange, FileStatus, SourceFacts
+from ..attribution.figures import Attribution, FileChange, FileStatus, SourceFacts
 from ..delta import ChangeKind
 from ..disk.kinds import SpaceKind
 from ..errors import printable

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..attribution import Attribution, DirectoryNode, FileChange, FileType, directory_tree
+from ..attribution.figures import Attribution, DirectoryNode, FileChange, FileType, directory_tree
 from ..errors import printable
 from .words import NO_NAME, file_path, partition_short, shortened
 

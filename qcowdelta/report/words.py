@@ -5,7 +5,7 @@ Whatever comes from an image is made printable here; for HTML it has to be escap
 
 from __future__ import annotations
 
-from ..attribution import Advice, Attribution, FileChange, PartitionShare, SourceFacts
+from ..attribution.figures import Advice, Attribution, FileChange, PartitionShare, SourceFacts
 from ..disk.kinds import Partition, SpaceKind, VolumeState
 from ..errors import printable
 from ..units import readable

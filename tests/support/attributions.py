@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from qcowdelta.attribution import (
+from qcowdelta.attribution.figures import (
     Advice,
     Attribution,
     Cells,

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .attribution import Attribution, PartitionShare, SourceFacts
+from ..delta import ChangeKind, Changes, ChangeSource, Progress
+from ..disk.kinds import SpaceKind
+from ..disk.space import Index, nothing, pieces, tile
+from ..extents import Kind, Mask, Offsets
+from ..image import Image
+from ..layer import Layer
+from ..units import GIB
 from .cells import CellSums
-from .delta import ChangeKind, Changes, ChangeSource, Progress
-from .disk.kinds import SpaceKind
-from .disk.space import Index, nothing, pieces, tile
-from .extents import Kind, Mask, Offsets
-from .image import Image
-from .layer import Layer
-from .units import GIB
+from .figures import Attribution, PartitionShare, SourceFacts
 
 if TYPE_CHECKING:
-    from .disk.diskmap import DiskMap
-    from .disk.pairing import Pairing
+    from ..disk.diskmap import DiskMap
+    from ..disk.pairing import Pairing
 
 _KINDS = len(SpaceKind)
 _MANY = 1 << 20
@@ -100,12 +100,12 @@ class Attributor:
 
     @staticmethod
     def _read(image: Image | None, size: int) -> DiskMap:
-        from .disk.diskmap import read_disk
+        from ..disk.diskmap import read_disk
 
         return _unread(size) if image is None else read_disk(image)
 
     def _pair(self) -> Pairing:
-        from .disk.pairing import pair_disks
+        from ..disk.pairing import pair_disks
 
         before = self._read(self._old, 0)
         return pair_disks(before, self._reading.result(), self._old, self._new)
@@ -139,9 +139,9 @@ class Attributor:
         Raises:
             CorruptImageError: an image cannot be read.
         """
+        from ..disk.pairing import same_disk
         from .advice import advise
-        from .disk.pairing import same_disk
-        from .filechanges import FileChanges
+        from .files import FileChanges
 
         sums = self._catch_up()
         disk = sums.disk
@@ -241,7 +241,7 @@ class _Sums:
 
 def _unread(size: int) -> DiskMap:
     """Return the map of a disk of which nothing is known."""
-    from .disk.diskmap import DiskMap
+    from ..disk.diskmap import DiskMap
 
     rows = tile(nothing(), size, SpaceKind.UNKNOWN)
     return DiskMap(size, (), (), rows, (0,), np.full(rows.size, -1), ())

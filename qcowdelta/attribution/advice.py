@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .attribution import Advice, Attribution, FileChange, FileStatus, PartitionShare
-from .disk.kinds import SpaceKind
-from .errors import printable
+from ..disk.kinds import SpaceKind
+from ..errors import printable
+from .figures import Advice, Attribution, FileChange, FileStatus, PartitionShare
 
 _WORTH_TELLING = 200
 """Facts that explain less than this part of the change are not told."""

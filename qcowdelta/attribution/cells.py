@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .attribution import Cells
-from .delta import ChangeKind
-from .disk.kinds import SpaceKind
-from .disk.space import NOBODY, Index, spread, stops
-from .extents import Offsets
-from .units import ceil_div
+from ..delta import ChangeKind
+from ..disk.kinds import SpaceKind
+from ..disk.space import NOBODY, Index, spread, stops
+from ..extents import Offsets
+from ..units import ceil_div
+from .figures import Cells
 
 if TYPE_CHECKING:
-    from .disk.diskmap import DiskMap
+    from ..disk.diskmap import DiskMap
 
 _AT_ONCE = 1 << 20
 _KINDS = len(SpaceKind)

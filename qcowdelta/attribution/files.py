@@ -9,15 +9,15 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from .attribution import FileChange, FileStatus, FileType
-from .disk.compare import Matching
-from .disk.contents import Contents
-from .disk.diskmap import DiskMap
-from .disk.files import FileTable
-from .disk.kinds import Partition
-from .disk.pairing import Pairing
-from .disk.space import NOBODY, Index
-from .extents import Mask, Offsets
+from ..disk.compare import Matching
+from ..disk.contents import Contents
+from ..disk.diskmap import DiskMap
+from ..disk.files import FileTable
+from ..disk.kinds import Partition
+from ..disk.pairing import Pairing
+from ..disk.space import NOBODY, Index
+from ..extents import Mask, Offsets
+from .figures import FileChange, FileStatus, FileType
 
 _TYPES = tuple(FileType)
 _STATUSES = tuple(FileStatus)

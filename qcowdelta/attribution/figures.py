@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .disk.kinds import Partition, SpaceKind
+from ..disk.kinds import Partition, SpaceKind
 
 
 class FileStatus(Enum):
