@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from ..delta import ChangeKind
 from ..disk.kinds import SpaceKind
-from ..disk.space import NOBODY, Index, spread, stops
-from ..extents import Offsets
+from ..disk.space import NOBODY, Index, stops
+from ..extents import Offsets, spread
 from ..units import ceil_div
 from .figures import Cells
 

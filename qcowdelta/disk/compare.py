@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from ..extents import Mask, Offsets
+from ..extents import Mask, Offsets, spread
 from ..units import MIB
 from .files import FileTable, Hashes, Type, hashed
-from .space import Index, spread
+from .space import Index
 from .volume import Volume
 
 _BLOCK = 4096

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .space import Index, spread
+from ..extents import spread
+from .space import Index
 
 MAX_DEPTH = 512
 MAX_PATH = 4096

@@ -8,8 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..extents import Offsets
-from ..extents import spread as spread
+from ..extents import Offsets, spread
 
 SPACE = np.dtype(
     [

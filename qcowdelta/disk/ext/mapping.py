@@ -13,9 +13,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ...extents import Mask, Offsets
+from ...extents import Mask, Offsets, spread
 from ...units import MIB
-from ..space import Index, spread
+from ..space import Index
 from ..volume import Volume
 from . import layout
 from .groups import Geometry

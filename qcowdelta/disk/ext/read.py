@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...extents import Mask, Offsets
+from ...extents import Mask, Offsets, spread
 from ...units import align_down
 from ..contents import Contents
 from ..files import PART, FileTable, Parts, Type, hashed, reachable
 from ..kinds import SpaceKind, VolumeState
-from ..space import NOBODY, Spaces, apart, over, spaces, spread, tile
+from ..space import NOBODY, Spaces, apart, over, spaces, tile
 from ..volume import Volume
 from .allocation import free_space, inodes_in_use, structures, whole_clusters
 from .directories import Directories, read_directories
