@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 from types import TracebackType
@@ -17,6 +18,7 @@ _SYNC_FILE_RANGE_WRITE = 2
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_LONGEST_NAME = 255  # bytes, in every file system that Linux has
 _NO_TMPFILE = {errno.EISDIR, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT}
 
 
@@ -99,8 +101,7 @@ class AtomicOutput:
         return os.open(self._temporary, flags, 0o666)
 
     def _temporary_name(self) -> str:
-        name = f".{os.path.basename(self.path)}.{secrets.token_hex(4)}.tmp"
-        return os.path.join(self._folder, name)
+        return hidden_name(self.path, f"{secrets.token_hex(4)}.tmp")
 
     def __enter__(self) -> Self:
         return self
@@ -194,3 +195,12 @@ def check_target(path: PathName, *, force: bool) -> None:
         raise OutputError(f"{printable(path)}: exists already; --force replaces it")
     if not os.path.isfile(path) or os.path.islink(path):
         raise OutputError(f"{printable(path)}: is not a regular file: not replaced")
+
+
+def hidden_name(path: PathName, ending: str) -> str:
+    """Return a hidden name beside a file's; a long name's digest takes its place."""
+    folder, name = os.path.split(os.fspath(path))
+    hidden = f".{name}.{ending}"
+    if len(os.fsencode(hidden)) > _LONGEST_NAME:
+        hidden = f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.{ending}"
+    return os.path.join(folder, hidden)

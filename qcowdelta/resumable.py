@@ -9,7 +9,7 @@ from types import TracebackType
 
 from .errors import PathName
 from .journal import Journal
-from .output import AtomicOutput
+from .output import AtomicOutput, hidden_name
 
 
 class ResumableOutput(AtomicOutput):
@@ -48,7 +48,7 @@ class ResumableOutput(AtomicOutput):
 
     def _open(self) -> int:
         self._temporary = self.partial
-        return _open(self.partial)
+        return self._open_hidden(self.partial)
 
     def _begin(self) -> None:
         self._lock()
@@ -56,13 +56,20 @@ class ResumableOutput(AtomicOutput):
             # A run was killed after it had given its work the name it gets: that is no longer ours.
             os.unlink(self.partial)
             os.close(self.fd)
-            self.fd = _open(self.partial)
+            self.fd = self._open_hidden(self.partial)
             self._lock()
         fresh = not self._resume or os.fstat(self.fd).st_size == 0
-        self.journal = Journal(_open(self._journal_path), self._identity, fresh=fresh)
+        self.journal = Journal(self._open_hidden(self._journal_path), self._identity, fresh=fresh)
         self.resumed = len(self.journal) > 0
         if not self.resumed:
             os.ftruncate(self.fd, 0)
+
+    def _open_hidden(self, name: str) -> int:
+        try:
+            return os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            error.filename = self.path  # nobody asked for the hidden one
+            raise
 
     def _lock(self) -> None:
         try:
@@ -101,9 +108,4 @@ class ResumableOutput(AtomicOutput):
 
 
 def _beside(path: PathName, what: str) -> str:
-    folder, name = os.path.split(os.fspath(path))
-    return os.path.join(folder, f".{name}.qcowdelta-{what}")
-
-
-def _open(path: str) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    return hidden_name(path, f"qcowdelta-{what}")

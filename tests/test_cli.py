@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import qcowdelta
-from qcowdelta.cli import cli
+from qcowdelta.cli.commands import cli
 from tests.support import qemu
 from tests.support.commandline import ok, refused, run
 
@@ -706,16 +706,35 @@ def test_an_image_in_use_is_refused_unless_shared(pair: Pair) -> None:
             ok(*words, pair.new, "-U")
 
 
-def test_a_closed_pipe_is_no_error_message(pair: Pair) -> None:
-    with subprocess.Popen(
-        [*RUN, "inspect", str(pair.old), str(pair.new), "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
+@pytest.mark.parametrize(
+    "words",
+    [["inspect", "{old}", "{new}", "--json"], ["inspect", "{old}", "{new}"], ["info", "{old}"]],
+)
+def test_a_closed_pipe_is_no_error_message_and_no_difference(pair: Pair, words: list[str]) -> None:
+    """Its status is that of a program which the signal ends, and none that means anything else."""
+    words = [word.format(old=pair.old, new=pair.new) for word in words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as out:
+        done = subprocess.run([*RUN, *words], stdout=out, stderr=subprocess.PIPE, check=False)
+    assert done.stderr == b""
+    assert done.returncode == 141
+
+
+def test_interrupt_while_modules_are_imported_is_one_line() -> None:
+    begun = (
+        "import signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'qcowdelta.cli.options':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from qcowdelta.cli import main; main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", begun, "--help"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "qcowdelta: error: interrupted\n")
 
 
 # Progress
@@ -773,14 +792,12 @@ def test_interrupt_that_python_can_only_drop_comes_again(pair: Pair) -> None:
         "    Drops()\n"
         "    time.sleep(20)\n"
         "cli._run_before, cli._run = cli._run, lambda: slow() or cli._run_before()\n"
-        "try:\n"
-        "    cli.main()\n"
-        "except KeyboardInterrupt:\n"
-        "    print('interrupted')\n"
+        "cli.main()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", dropped, "info", pair.old],
         capture_output=True, text=True, timeout=15, check=False,
     )  # fmt: skip
-    assert done.stdout == "interrupted\n"
-    assert done.stderr == ""
+    assert done.stdout == ""
+    assert done.stderr == "qcowdelta: error: interrupted\n"
+    assert done.returncode == 130

@@ -110,6 +110,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "cli.live",
         "cli.verify",
     ),
+    ("cli.commands",),
     ("cli",),
 )
 RANK = {module: rank for rank, group in enumerate(LAYERS) for module in group}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from qcowdelta import HostFile, PatchFile, describe, open_image, open_patched
-from qcowdelta.cli import cli
+from qcowdelta.cli.commands import cli
 from tests.support import patches, qemu
 from tests.support.commandline import ok, refused, run
 

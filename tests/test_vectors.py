@@ -21,7 +21,7 @@ import pytest
 import zstandard
 from blake3 import blake3
 
-from qcowdelta.cli import cli
+from qcowdelta.cli.commands import cli
 from qcowdelta.errors import QcowDeltaError
 from qcowdelta.hostfile import HostFile
 from qcowdelta.image import open_image

@@ -1,7 +1,8 @@
 """The command line: it parses, calls the library, and shows. It never touches bytes.
 
 Commands live one to a module and import the library only when they run, so that ``--help`` is
-quick.
+quick. Nothing is imported here but what Python has loaded anyway, so that an interrupt finds
+:func:`main` at work.
 """
 
 from __future__ import annotations
@@ -10,61 +11,33 @@ import os
 import signal
 import sys
 
-import rich_click as click
-from click.exceptions import Exit
-
-from .apply import apply
-from .check import check
-from .combine import compose, index, invert
-from .convert import convert
-from .diff import diff
-from .info import info
-from .inspect import inspect
-from .live import live
-from .memory import keep_freed_memory, look_for_cycles_seldom
-from .verify import verify
-
 ERROR = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
 _SWITCH_INTERVAL = 0.0002
 _AGAIN = 0.01  # s
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="qcowdelta")
-def cli() -> None:
-    """Find the difference between two disk images; write it as a qcow2 overlay or a patch.
-
-    Images are qcow2 (any version, snapshot or backing chain) or raw, and through QEMU's
-    programs vmdk, vdi, vhdx, vpc, luks, qed, qcow or parallels.
-    """
-
-
-for command in (
-    diff,
-    apply,
-    convert,
-    inspect,
-    info,
-    check,
-    verify,
-    compose,
-    invert,
-    index,
-    live,
-):
-    cli.add_command(command)
-
-
 def main() -> None:
     """Run the command line; every error is one line on standard error and exit status 2."""
+    try:
+        status = _start()
+    except KeyboardInterrupt:
+        status = _interrupted()
+    sys.exit(status)
+
+
+def _start() -> int:
     # numpy's linear algebra is not used, but would start a thread for each processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Threads hand the interpreter over after calls of some microseconds, not of milliseconds.
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    sys.unraisablehook = _interrupt_again
+    from .memory import keep_freed_memory, look_for_cycles_seldom
+
     keep_freed_memory()
     look_for_cycles_seldom()
-    sys.unraisablehook = _interrupt_again
-    sys.exit(_run())
+    return _run()
 
 
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
@@ -80,7 +53,11 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _run() -> int:
+    import click
+    from click.exceptions import Exit
+
     from ..errors import QcowDeltaError, printable
+    from .commands import cli
 
     try:
         status = cli.main(standalone_mode=False)
@@ -89,13 +66,13 @@ def _run() -> int:
         return int(stop.exit_code)
     except click.ClickException as error:
         return _fail(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted")
-        return 130
+    except click.Abort:
+        return _interrupted()
     except BrokenPipeError:
-        # The reader of our output has gone, which is its own business: be quiet, also at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ERROR
+        return _nobody_reads()
+    except SystemExit as stop:
+        # With 1, which would mean a difference, click and rich end where a pipe is broken.
+        return _nobody_reads() if stop.code == 1 else ERROR
     except QcowDeltaError as error:
         return _fail(str(error))
     except OSError as error:
@@ -109,6 +86,17 @@ def _run() -> int:
             "(please report it, with what QCOWDELTA_TRACEBACK=1 shows)"
         )
     return status if isinstance(status, int) else 0
+
+
+def _interrupted() -> int:
+    _fail("interrupted")
+    return INTERRUPTED
+
+
+def _nobody_reads() -> int:
+    """End as if by the signal: who reads our output has gone, which is its own business."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or else Python complains at its end
+    return BROKEN_PIPE
 
 
 def _fail(message: str) -> int:

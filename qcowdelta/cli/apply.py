@@ -22,7 +22,7 @@ _RAW = {".raw", ".img"}
 @click.command()
 @click.argument("patch", type=opt.FILE)
 @opt.base_options(required=True)
-@click.option("-o", "--output", type=opt.FILE, required=True, help="The image to write.")
+@click.option("-o", "--output", type=opt.OUTPUT, required=True, help="The image to write.")
 @click.option(
     "--format",
     "output_format",
@@ -40,6 +40,7 @@ _RAW = {".raw", ".img"}
 @sinks.writing
 def apply(patch: Path, base: Path, output: Path, **options: Any) -> None:
     """Write the image that PATCH makes of OLD. PATCH may be - for standard input."""
+    from ..errors import printable
     from ..patch.apply import apply_patch
     from .show import print_json, progress, size
 
@@ -77,7 +78,7 @@ def apply(patch: Path, base: Path, output: Path, **options: Any) -> None:
     elif not options["quiet"]:
         went_on = ", going on with an earlier run" if report.resumed else ""
         click.echo(
-            f"{output}: {how.format}, {size(report.virtual_size)}, as the patch says, "
+            f"{printable(output)}: {how.format}, {size(report.virtual_size)}, as the patch says, "
             f"in {seconds:.2f} s{went_on}"
         )
 

@@ -14,7 +14,7 @@ from . import sinks
 if TYPE_CHECKING:
     from ..patch.container import PatchFile
 
-_OUTPUT = click.option("-o", "--output", type=opt.FILE, required=True, help="The patch to write.")
+_OUTPUT = click.option("-o", "--output", type=opt.OUTPUT, required=True, help="The patch to write.")
 
 
 @click.command()
@@ -88,7 +88,7 @@ def invert(patch: Path, output: Path, **options: Any) -> None:
 
 @click.command()
 @click.argument("patch", type=opt.FILE)
-@click.option("-o", "--output", type=opt.FILE, required=True, help="The file to write.")
+@click.option("-o", "--output", type=opt.OUTPUT, required=True, help="The file to write.")
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
 def index(patch: Path, output: Path, force: bool) -> None:
     """Write PATCH's index to a file of its own, for readers that fetch ranges of PATCH."""

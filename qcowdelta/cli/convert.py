@@ -15,24 +15,21 @@ from . import sinks
 @click.command()
 @click.argument("delta", type=opt.FILE, metavar="PATCH|OVERLAY")
 @opt.base_options(required=False)
-@click.option("-o", "--output", type=opt.FILE, required=True, help="What to write.")
+@click.option("-o", "--output", type=opt.OUTPUT, required=True, help="What to write.")
 @sinks.to
 @sinks.to_overlay
 @sinks.to_patch
 @opt.opening
 @sinks.writing
 def convert(delta: Path, output: Path, **options: Any) -> None:
-    """Turn a patch into an overlay over OLD, or an overlay's top layer into a patch."""
+    """Turn a patch into an overlay over OLD, or an overlay's top layer into a patch.
+
+    PATCH may be - for standard input.
+    """
     from ..errors import OptionError, printable
-    from ..hostfile import HostFile
-    from ..patch.header import is_patch
 
     what = sinks.chosen(output, options)
-    given = HostFile.open(delta, lock=False)
-    try:
-        from_patch = is_patch(given)
-    finally:
-        given.close()
+    from_patch = _is_patch(delta)
     if from_patch == (what == "patch"):
         raise OptionError(
             f"{printable(delta)} is a{'' if from_patch else 'n'} {'' if from_patch else 'over'}"
@@ -42,6 +39,20 @@ def convert(delta: Path, output: Path, **options: Any) -> None:
     with contextlib.ExitStack() as stack:
         figures = (_to_overlay if from_patch else _to_patch)(stack, delta, output, options)
     sinks.show(figures, options)
+
+
+def _is_patch(delta: Path) -> bool:
+    """Tell what is to be converted; what comes through a pipe can only be a patch."""
+    from ..hostfile import HostFile
+    from ..patch.header import is_patch
+
+    if str(delta) == "-" or delta.is_fifo():
+        return True
+    given = HostFile.open(delta, lock=False)
+    try:
+        return is_patch(given)
+    finally:
+        given.close()
 
 
 def _to_overlay(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("old", type=opt.FILE)
 @click.argument("new", type=opt.FILE)
-@click.option("-o", "--output", type=opt.FILE, required=True, help="What to write.")
+@click.option("-o", "--output", type=opt.OUTPUT, required=True, help="What to write.")
 @sinks.to
 @opt.formats
 @opt.bitmap

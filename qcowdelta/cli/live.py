@@ -182,7 +182,7 @@ def cleanup(
 @live.command("diff")
 @device
 @opt.base_options(required=True)
-@click.option("-o", "--output", type=opt.FILE, required=True, help="What to write.")
+@click.option("-o", "--output", type=opt.OUTPUT, required=True, help="What to write.")
 @click.option("--since", metavar="NAME", help="OLD is the disk as of this checkpoint.")
 @click.option("--checkpoint", metavar="NAME", help="Begin a checkpoint at the moment of the delta.")
 @click.option("--keep-since", is_flag=True, help="Keep the checkpoint of --since, too.")

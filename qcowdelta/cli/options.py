@@ -21,6 +21,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FORMATS = click.Choice(_FORMATS)
 FILE = click.Path(path_type=Path)
+
+
+class Output(click.Path):
+    """The name of a file that is written; it appears whole or not at all, so no stream will do."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the path."""
+        if str(value) == "-":
+            self.fail("the output has to be a file; ./- is one of that name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+OUTPUT = Output(path_type=Path)
 _SIDES = {"old": "OLD", "new": "NEW", "base": "OLD", "target": "NEW"}
 
 
@@ -240,13 +253,17 @@ def open_base(base: Path, options: dict[str, Any]) -> Image:
 
 def open_patch(path: Path) -> PatchFile:
     """Open a patch; ``-`` reads it from standard input."""
-    from ..errors import OptionError
+    from ..errors import OptionError, printable
     from ..patch.container import PatchFile
 
     if str(path) == "-":
         if sys.stdin is None:
             raise OptionError("there is no standard input to read the patch from")
         return PatchFile.receive(sys.stdin.buffer, "standard input")
+    if path.is_fifo():
+        raise OptionError(
+            f"{printable(path)} is a pipe; give - as PATCH, and the pipe as standard input"
+        )
     return PatchFile.open(path)
 
 

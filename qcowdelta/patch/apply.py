@@ -11,6 +11,7 @@ from ..delta import Progress
 from ..errors import CorruptImageError, PathName
 from ..fullimage import ImageOptions, write_image
 from ..hashtree import content_digest
+from ..identity import fingerprint
 from ..image import Image, open_image
 from ..policy import OpenPolicy
 from ..resumable import ResumableOutput
@@ -67,7 +68,8 @@ def apply_patch(
     options = options or ImageOptions()
     folder = os.path.dirname(os.path.abspath(os.fspath(path)))
     with open_patched(patch, base, folder=folder) as image:
-        what = f"{__version__} {options}".encode()
+        # Steps are counted by what the base has where, not by what is written.
+        what = f"{__version__} {options}".encode() + fingerprint(base)
         identity = blake3(patch.identity + what).digest()
         with ResumableOutput(path, identity, force=force, resume=resume) as output:
             size = write_image(image, output, options, output.journal, progress)
@@ -84,5 +86,7 @@ def _check_result(path: PathName, patch: PatchFile, options: ImageOptions) -> No
     with open_image(path, format=options.format, policy=OpenPolicy(force_share=True)) as image:
         if content_digest(image) != patch.header.target_digest:
             raise CorruptImageError(
-                "what an earlier run left was damaged; run again without --resume", path=path
+                "what an earlier run left does not make up the result: it was damaged, or OLD was "
+                "stored otherwise then; run again without --resume",
+                path=path,
             )
