@@ -22,7 +22,7 @@ from .extents import Extents, Kind, coalesce, join, single, stack
 from .formats import FORMATS, probe
 from .hostfile import HostFile
 from .layer import How, Layer, Source
-from .policy import MAX_DEPTH, OpenPolicy, backing_format, data_file_path
+from .policy import MAX_DEPTH, OpenPolicy, backing_format
 from .qcow2.header import CRYPT_NAMES, Header, read_header
 from .qcow2.image import Qcow2Layer
 from .qcow2.layout import Incompatible
@@ -267,8 +267,7 @@ class _Opener:
             raise FormatError("has an external data file but does not name it", path=file.path)
         if b"\0" in header.data_file:
             raise FormatError("the data file's name has a NUL byte", path=file.path)
-        path = data_file_path(header.data_file, file)
-        return self._own(self._policy.open_named(path, by=file, what="data file"))
+        return self._own(self._policy.open_data_file(header.data_file, by=file))
 
     def _open_backing(self, file: HostFile, header: Header) -> tuple[HostFile, str] | None:
         if header.backing_file is None:

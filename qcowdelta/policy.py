@@ -95,6 +95,27 @@ class OpenPolicy:
                 path=by.path,
             ) from error
 
+    def open_data_file(self, name: bytes, *, by: HostFile) -> HostFile:
+        """Open the data file that the image ``by`` names, relative to the folder of that.
+
+        Raises:
+            PolicyError: it is not a regular file in an allowed folder.
+        """
+        try:
+            return self.open_named(data_file_path(name, by), by=by, what="data file")
+        except PolicyError as error:
+            text = os.fsdecode(name)
+            missing = isinstance(error.__cause__, FileNotFoundError)
+            if not missing or os.path.isabs(text) or not os.path.isfile(text):
+                raise
+            raise PolicyError(
+                f"{error.message}; QEMU takes {printable(text)} relative to the current folder, "
+                "where there is such a file, and qcowdelta relative to the image's: record its "
+                "absolute name with 'qemu-img amend -o data_file=NAME IMAGE', or one relative to "
+                "the image's folder and run QEMU there",
+                path=by.path,
+            ) from error
+
 
 def _protocol(name: str) -> str | None:
     """Return a backing name's protocol, as ``nbd`` of ``nbd+unix://…``; None: it is a file's."""

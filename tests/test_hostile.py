@@ -8,6 +8,7 @@ import os
 import random
 import re
 import struct
+import subprocess
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -31,6 +32,7 @@ from qcowdelta import (
 )
 from qcowdelta.errors import PolicyError
 from tests.support import fixtures, hostile, qemu
+from tests.support.commandline import ok, refused
 from tests.support.hostile import ACCEPTED, CASES, MEMORY, MIB, SECONDS, Case, Stage
 
 STAGES: tuple[Stage, ...] = ("info", "open", "diff", "check")
@@ -299,6 +301,30 @@ def test_folder_whose_name_only_begins_like_an_allowed_one_is_refused(tmp_path: 
     ).write(inner / "x.qcow2")
     with pytest.raises(PolicyError):
         open_image(path, policy=OpenPolicy(allow_paths=(inner,)))
+
+
+def test_data_file_that_only_qemu_finds_is_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative name is relative to the image's folder here, and to the current one for QEMU."""
+    qemu.require("qemu-img")
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path)
+    image = Path("d/x.qcow2")
+    qemu_img = qemu.program("qemu-img")
+    options = "data_file=d/e.dat"
+    create = [qemu_img, "create", "-q", "-f", "qcow2", "-o", options, str(image), "1M"]
+    subprocess.run(create, check=True)
+    words: list[str | Path] = ["inspect", image, image]
+    message = refused(*words)
+    assert "d/d/e.dat, which cannot be opened" in message
+    assert "QEMU takes d/e.dat relative to the current folder" in message
+    monkeypatch.chdir(tmp_path / "d")
+    assert "QEMU takes" not in refused("inspect", "x.qcow2", "x.qcow2")
+    monkeypatch.chdir(tmp_path)
+    options = f"data_file={tmp_path / 'd/e.dat'}"
+    subprocess.run([qemu_img, "amend", "-q", "-o", options, str(image)], check=True)
+    ok(*words)
 
 
 def test_relative_name_is_resolved_from_the_links_own_folder(tmp_path: Path) -> None:

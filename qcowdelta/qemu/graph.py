@@ -193,7 +193,8 @@ class _Builder:
         if header.has(Incompatible.EXTERNAL_DATA_FILE):
             if not header.data_file or b"\0" in header.data_file:
                 raise FormatError("has an external data file without a name", path=file.path)
-            node["data-file"] = self._file(self._named(header.data_file, file, "data file"))
+            data_file = self._own(self._policy.open_data_file(header.data_file, by=file))
+            node["data-file"] = self._file(data_file)
         return node
 
     def _backing(self, file: HostFile, header: Header, depth: int) -> Node | None:
