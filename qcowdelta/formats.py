@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .errors import FormatError
+
 if TYPE_CHECKING:
     from .hostfile import HostFile
 
@@ -12,6 +14,9 @@ NATIVE = ("qcow2", "raw")
 FOREIGN = ("luks", "parallels", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc")
 """Formats that are read through QEMU."""
 FORMATS = tuple(sorted(NATIVE + FOREIGN))
+
+PATCH_MAGIC = b"QCPATCH\n"
+"""What a cluster patch begins with."""
 
 # What a file of a format has at an offset. A fixed vpc has its footer at the end only, where any
 # raw disk's guest may write one: it is never looked for there. Nor is qcow, whose magic is qcow2's.
@@ -36,8 +41,20 @@ def probe(file: HostFile) -> str:
 
     For files that the user named: an image's guest cannot choose the format of a file that an
     image names, since that one's is recorded.
+
+    Raises:
+        FormatError: it is a cluster patch: compared as a raw disk it would give a result that
+            nobody can want.
     """
     head = file.read(0, min(file.size, _HEAD))
+    if head.startswith(PATCH_MAGIC):
+        raise FormatError(
+            "is a cluster patch, not a disk image; make the image with 'qcowdelta apply PATCH "
+            "--base OLD -o NEW' or an overlay with 'qcowdelta convert'; see what it changes with "
+            "'qcowdelta inspect PATCH' or 'qcowdelta inspect OLD PATCH'; only where it is a raw "
+            "disk that happens to begin so, give its format as raw",
+            path=file.path,
+        )
     for offset, magic, name in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return name

@@ -405,6 +405,36 @@ def test_overlay_whose_base_lies_elsewhere_needs_leave(pair: Pair, tmp_path: Pat
     assert patch.read_bytes() == pair.patch.read_bytes()
 
 
+# a patch where an image is expected
+
+
+@pytest.mark.parametrize("side", ["old", "new", "base", "target", "overlay"])
+def test_patch_is_not_taken_for_a_raw_disk(pair: Pair, tmp_path: Path, side: str) -> None:
+    out, base = tmp_path / "out.qcpatch", pair.patch
+    words: dict[str, list[str | Path]] = {
+        "old": ["diff", base, pair.new, "-o", out],
+        "new": ["diff", pair.old, base, "-o", out],
+        "base": ["apply", pair.patch, "--base", base, "-o", out],
+        "target": ["verify", pair.patch, "--target", base],
+        "overlay": ["inspect", pair.patch, pair.old],
+    }
+    message = refused(*words[side])
+    assert message.startswith(f"qcowdelta: error: {base}: is a cluster patch")
+    for way in ("qcowdelta apply", "qcowdelta convert", "qcowdelta inspect OLD PATCH"):
+        assert way in message
+    assert not out.exists()
+
+
+def test_patch_is_read_as_a_raw_disk_where_that_is_asked_for(pair: Pair, tmp_path: Path) -> None:
+    raw, out = tmp_path / "x.raw", tmp_path / "out.qcpatch"
+    again = tmp_path / "again.raw"
+    raw.write_bytes(pair.patch.read_bytes() + bytes(-pair.patch.stat().st_size % 512))
+    ok("diff", raw, pair.old, "-o", out, "--old-format", "raw")
+    ok("invert", out, "--base", raw, "--base-format", "raw", "-o", tmp_path / "back.qcpatch")
+    ok("apply", tmp_path / "back.qcpatch", "--base", pair.old, "-o", again)
+    assert again.read_bytes() == raw.read_bytes()
+
+
 # verify
 
 

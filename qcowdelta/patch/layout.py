@@ -25,9 +25,10 @@ from construct import (
     this,
 )
 
+from ..formats import PATCH_MAGIC
 from ..units import KIB, MIB
 
-MAGIC = b"QCPATCH\n"
+MAGIC = PATCH_MAGIC
 FOOTER_MAGIC = b"QCPEND\r\n"
 SIDECAR_MAGIC = b"QCPINDX\n"
 SEGMENT_MAGIC = b"QSEG"
