@@ -167,11 +167,11 @@ def verdict(patch: Path, base: Path | None = None, target: Path | None = None) -
         name for name, given in (("patch", patch), ("base", base), ("target", target)) if given
     ]
     assert done.status == (0 if all(each["good"] for each in found.values()) else 1)
-    assert all(bool(each["problem"]) != each["good"] for each in found.values())
+    assert all(bool(each["problem"]) != bool(each["good"]) for each in found.values())
     return {
         name: [(each["start"], each["start"] + each["length"]) for each in finding["ranges"]]
         for name, finding in found.items()
-        if not finding["good"]
+        if finding["good"] is False
     }
 
 
@@ -225,6 +225,41 @@ def test_verify_finds_a_target_that_is_wrong_where_the_patch_has_nothing(tmp_pat
     assert list(verdict(out, old, new)) == ["target"]
 
 
+@pytest.mark.parametrize("more", [0, 700 * KIB, -700 * KIB])
+def test_verify_finds_a_base_that_is_wrong_where_the_patch_takes_nothing(
+    tmp_path: Path, more: int
+) -> None:
+    """With the right target at hand: what the patch leaves alone is the same in both."""
+    old, new, out = tmp_path / "old.raw", tmp_path / "new.raw", tmp_path / "x.qcpatch"
+    content = random.Random(2).randbytes(3 * MIB + 4 * KIB)
+    old.write_bytes(content)
+    new.write_bytes((b"new" + content[3:] + bytes(max(0, more)))[: len(content) + more])
+    patches.make(old, new, out)
+    end = min(len(content), len(content) + more)
+    for offset, place in (
+        (2 * MIB + 999, (2 * MIB, min(3 * MIB, end))),  # in a segment that is not stored
+        (700 * KIB, (4 * KIB, MIB)),  # in one that is, which says nothing of it
+    ):
+        old.write_bytes(patches.flip(content, offset, 1))
+        assert verdict(out, old, new) == {"base": [place]}
+        assert verdict(out, old) == {"base": []}
+    old.write_bytes(bytes(len(content)))
+    found = verdict(out, old, new)
+    assert list(found) == ["base"]
+    assert holds(found["base"], MIB + 1)
+
+
+def test_verify_blames_no_target_where_the_patch_is_damaged(rich: Rich, tmp_path: Path) -> None:
+    bad, target = tmp_path / "bad.qcpatch", tmp_path / "target.raw"
+    with PatchFile.open(rich.patch) as patch:
+        entry = patch.entries[2]
+    data = patches.flip(rich.patch.read_bytes(), int(entry["offset"]) + 90, 1)
+    bad.write_bytes(data)
+    target.write_bytes(patches.flip(rich.content, 5, 1))
+    found = verdict(bad, rich.old, target)
+    assert found == {"patch": [(2 * MIB, 3 * MIB)], "target": [(0, MIB)]}
+
+
 def test_verify_names_the_patch_and_the_segment(rich: Rich, tmp_path: Path) -> None:
     bad, data = tmp_path / "bad.qcpatch", rich.patch.read_bytes()
     with PatchFile.open(rich.patch) as patch:
@@ -249,9 +284,39 @@ def test_verify_names_a_patch_that_is_whole_but_wrong(rich: Rich, tmp_path: Path
 def test_verify_of_what_is_no_patch_is_an_error(rich: Rich, tmp_path: Path) -> None:
     refused("verify", rich.old)
     refused("verify", tmp_path / "none")
-    cut = tmp_path / "cut.qcpatch"
-    cut.write_bytes(rich.patch.read_bytes()[:-1])
-    assert "cut off" in refused("verify", cut)
+    other, data = tmp_path / "other.qcpatch", rich.patch.read_bytes()
+    for bad in (b"", data[:7], patches.flip(data, 3, 1), patches.flip(data, 8, 2)):
+        other.write_bytes(bad)
+        refused("verify", other, "--base", rich.old)
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "cut in the header", "longer", "header", "index", "footer"]
+)
+def test_verify_names_a_patch_that_cannot_be_opened_for_damage(
+    rich: Rich, tmp_path: Path, damage: str
+) -> None:
+    bad, data = tmp_path / "bad.qcpatch", rich.patch.read_bytes()
+    changed = {
+        "cut": data[:-1],
+        "cut in the header": data[:9],
+        "longer": data + b"\0",
+        "header": patches.flip(data, 70, 1),
+        "index": patches.flip(data, len(data) - layout.Footer.sizeof() - 5, 1),
+        "footer": patches.flip(data, len(data) - layout.Footer.sizeof() + 1, 1),
+    }
+    bad.write_bytes(changed[damage])
+    for given in ((), (rich.old,), (None, rich.new), (rich.old, rich.new)):
+        assert verdict(bad, *given) == {"patch": []}
+    found = run("verify", bad, "--base", rich.old, "--json").json
+    assert found["base"]["good"] is None
+    assert found["target"] is None
+    done = run("verify", bad, "--base", rich.old)
+    assert (done.status, done.err) == (1, "")
+    assert done.out.splitlines()[1:] == [
+        f"base: {rich.old} was not checked, since the patch is damaged",
+        "target: not given",
+    ]
 
 
 # --- random damage -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import rich_click as click
 from . import options as opt
 
 if TYPE_CHECKING:
-    from ..patch.verify import Finding
+    from ..patch.verify import Finding, Verification
 
 _SHOWN = 10
 
@@ -27,19 +27,13 @@ _SHOWN = 10
 def verify(patch: Path, **options: Any) -> int:
     """Check PATCH; with OLD or NEW given, tell which of them is wrong, and where.
 
+    Where PATCH's header, index, footer or length is damaged, OLD and NEW are not looked at.
+
     Exit status: 0 all is well, 1 something is wrong, 2 it could not be checked.
     """
-    from ..patch.verify import verify_patch
     from .show import print_json
 
-    with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(opt.open_patch(patch))
-        old = new = None
-        if options["base"] is not None:
-            old = stack.enter_context(opt.open_base(options["base"], options))
-        if options["target"] is not None:
-            new = stack.enter_context(opt.open_side(options["target"], options, "target"))
-        found = verify_patch(opened, old, new)
+    found = _verified(patch, options)
     names = {"patch": patch, "base": options["base"], "target": options["target"]}
     findings = {name: getattr(found, name) for name in names}
     if options["as_json"]:
@@ -48,6 +42,24 @@ def verify(patch: Path, **options: Any) -> int:
         for name, finding in findings.items():
             _print(name, names[name], finding)
     return 0 if found.good else 1
+
+
+def _verified(patch: Path, options: dict[str, Any]) -> Verification:
+    from ..errors import ImageError
+    from ..patch.verify import damaged_patch, verify_patch
+
+    base, target = options["base"], options["target"]
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(opt.open_patch(patch))
+        except ImageError as error:
+            return damaged_patch(error, base=base is not None, target=target is not None)
+        old = new = None
+        if base is not None:
+            old = stack.enter_context(opt.open_base(base, options))
+        if target is not None:
+            new = stack.enter_context(opt.open_side(target, options, "target"))
+        return verify_patch(opened, old, new)
 
 
 def _json(finding: Finding | None) -> dict[str, Any] | None:

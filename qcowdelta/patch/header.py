@@ -15,6 +15,9 @@ from . import layout
 _FIXED: int = layout.Header.sizeof()
 _PREFIX = 16  # magic, version and length
 
+MAGIC_FIELD = "magic"
+"""The field that the error about a file names which is no patch at all."""
+
 
 @dataclass(frozen=True)
 class Header:
@@ -129,8 +132,13 @@ def read_header(file: HostFile, at: int = 0) -> tuple[Header, bytes]:
         UnsupportedFeatureError: it is of a later version, or needs something not known here.
         CorruptImageError: it is damaged.
     """
-    if file.size < at + _PREFIX or file.read(at, 8) != layout.MAGIC:
-        raise FormatError("is not a cluster patch", path=file.path, offset=at, field="magic")
+    magic = len(layout.MAGIC)
+    if file.size < at + magic or file.read(at, magic) != layout.MAGIC:
+        raise FormatError("is not a cluster patch", path=file.path, offset=at, field=MAGIC_FIELD)
+    if file.size < at + _PREFIX:
+        raise CorruptImageError(
+            "the header is cut off", path=file.path, offset=at + magic, field="header"
+        )
     version, length = (int.from_bytes(file.read(at + place, 4), "little") for place in (8, 12))
     if version != layout.VERSION:
         raise UnsupportedFeatureError(

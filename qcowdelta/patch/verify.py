@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
+import numpy as np
 from blake3 import blake3
 
-from ..errors import ImageError
+from ..errors import CorruptImageError, FormatError, ImageError, UnsupportedFeatureError
+from ..extents import Offsets
 from ..hashtree import LEAF, TreeHasher, content_digest, leaf_digests, leaf_length, zero_leaf
 from ..image import Image
 from ..ranges import RangeReader
 from .container import PatchFile
 from .decode import SegmentDecoder
+from .header import MAGIC_FIELD
 from .open import roots
 
 _MOST = 1000
+
+Leaves: TypeAlias = dict[int, bytes]
+Range: TypeAlias = tuple[int, int]
 
 
 @dataclass
@@ -22,12 +30,12 @@ class Finding:
     """What was found out about one of the three.
 
     Attributes:
-        good: whether nothing is wrong with it.
-        problem: what is.
+        good: whether nothing is wrong with it; None: it was not checked.
+        problem: what is, or why it was not checked.
         ranges: guest ranges (start, length) that are known to be wrong, bytes; at most 1000.
     """
 
-    good: bool = True
+    good: bool | None = True
     problem: str = ""
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
@@ -48,7 +56,7 @@ class Verification:
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong with any of them."""
+        """Whether nothing is wrong with any of them, all that was given having been checked."""
         return all(found is None or found.good for found in (self.patch, self.base, self.target))
 
 
@@ -69,8 +77,35 @@ def verify_patch(
             _check_result(segments, base, found.patch)
     if target is not None:
         found.target = Finding()
-        _check_target(segments, base if found.base and found.base.good else None, target, found)
+        wrong = found.base if found.base is not None and not found.base.good else None
+        known = _check_target(segments, base if wrong is None else None, target, found.target)
+        if base is not None and wrong is not None and found.target.good:
+            _pin_base(segments, base, target, known, wrong)
     return found
+
+
+def damaged_patch(error: ImageError, *, base: bool, target: bool) -> Verification:
+    """Return what is known where a patch could not even be opened.
+
+    Args:
+        error: what opening it raised.
+        base: whether one was given, which cannot be checked then.
+        target: likewise.
+
+    Raises:
+        ImageError: the error itself, where it says something else than that the header, the
+            index, the footer or the length is damaged: that the file is no patch at all, is of a
+            later version, or was not opened.
+    """
+    damage = isinstance(error, FormatError | CorruptImageError)
+    if not damage or isinstance(error, UnsupportedFeatureError) or error.field == MAGIC_FIELD:
+        raise error
+    unchecked = Finding(None, "was not checked, since the patch is damaged")
+    return Verification(
+        Finding(False, f"is damaged: {error.message}"),
+        unchecked if base else None,
+        unchecked if target else None,
+    )
 
 
 class _Segments:
@@ -90,6 +125,11 @@ class _Segments:
                 continue
             self.readable.append(at)
             self.leaves.update(enumerate(segment.leaf_digests, segment.start // LEAF))
+
+    def stored(self, leaf: int) -> bool:
+        """Tell whether a leaf of the target lies in a stored segment, readable or not."""
+        start = leaf * LEAF
+        return self.patch.find(start >> self.patch.header.segment_bits) is not None
 
 
 def _clipped(patch: PatchFile, start: int, length: int) -> tuple[int, int]:
@@ -129,12 +169,13 @@ def _check_result(segments: _Segments, base: Image, finding: Finding) -> None:
 
 
 def _check_target(
-    segments: _Segments, base: Image | None, target: Image, found: Verification
-) -> None:
-    header, finding = segments.patch.header, found.target or Finding()
+    segments: _Segments, base: Image | None, target: Image, finding: Finding
+) -> Leaves:
+    """Check the target, with the base if that is right; return the target's leaves."""
+    header = segments.patch.header
     if target.size != header.target_size:
         finding.fail(f"is {target.size} bytes large, not {header.target_size}")
-        return
+        return {}
     known = dict(leaf_digests(base)) if base is not None else None
     tree, wrong = TreeHasher(target.size), []
     actual = dict(leaf_digests(target))
@@ -144,10 +185,67 @@ def _check_target(
         if length:
             tree.add(index, digest)
         expected = segments.leaves.get(index)
-        if expected is None and known is not None and base is not None:
+        if known is not None and base is not None and not segments.stored(index):
             same = leaf_length(base.size, index) == length
             expected = known.get(index, zero_leaf(length)) if same else None
         if length and expected is not None and expected != digest:
             wrong.append((index * LEAF, length))
     if tree.root() != header.target_digest:
         finding.fail("is not what the patch leads to: its content is different", wrong)
+    return actual
+
+
+def _pin_base(
+    segments: _Segments, base: Image, target: Image, known: Leaves, finding: Finding
+) -> None:
+    """Tell where a wrong base is wrong in what the patch leaves alone, given the right target.
+
+    Args:
+        segments: those of the patch.
+        base: the wrong one.
+        target: the right one.
+        known: its leaves.
+        finding: what is known of the base.
+    """
+    if base.size != segments.patch.header.base_size:
+        return
+    readers = RangeReader(base), RangeReader(target)
+    found: list[Range] = []
+    for starts, lengths in _left_alone(segments, base, target, known):
+        ours, theirs = (reader.read(starts, lengths) for reader in readers)
+        if ours == theirs:
+            continue
+        at = 0
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            if ours[at : at + length] != theirs[at : at + length]:
+                found.append((start, length))
+            at += length
+        if len(found) >= _MOST:
+            break
+    finding.fail("", found)
+
+
+def _left_alone(
+    segments: _Segments, base: Image, target: Image, known: Leaves
+) -> Iterator[tuple[Offsets, Offsets]]:
+    """Yield, as starts and lengths, some ranges at a time that have to be equal in both.
+
+    Leaves of segments that are not stored are left out where their hashes prove them equal.
+    """
+    end = min(base.size, target.size)
+    leaves = dict(leaf_digests(base))
+    for index in sorted({*leaves, *known}):
+        start, stop = index * LEAF, min(end, (index + 1) * LEAF)
+        lengths = leaf_length(base.size, index), leaf_length(target.size, index)
+        digests = leaves.get(index), known.get(index)
+        ours, theirs = (d or zero_leaf(n) for d, n in zip(digests, lengths, strict=True))
+        if start < stop and ours != theirs and not segments.stored(index):
+            yield np.array([start], np.int64), np.array([stop - start], np.int64)
+    for at in segments.readable:
+        segment = segments.patch.segment(at)
+        rows = segment.operations["start"].astype(np.int64) + segment.start
+        ends = rows + segment.operations["length"]
+        starts = np.concatenate([[segment.start], ends])
+        stops = np.minimum(np.concatenate([rows, [segment.start + segment.length]]), end)
+        kept = starts < stops
+        yield starts[kept], (stops - starts)[kept]
