@@ -354,6 +354,48 @@ def test_base_format_is_taken_as_given(pair: Pair, tmp_path: Path) -> None:
     refused("apply", patch, "--base", raw, "--base-format", "qcow2", "-o", tmp_path / "y.raw")
 
 
+def test_raw_base_that_begins_as_a_qcow2_is_told_with_the_way_out(
+    pair: Pair, tmp_path: Path
+) -> None:
+    old, new, patch, out = (tmp_path / name for name in ("o.raw", "n.raw", "l.qcpatch", "out.raw"))
+    content = pair.old.read_bytes()
+    old.write_bytes(content)
+    new.write_bytes(content[:-512] + bytes(range(256)) * 2)
+    as_raw = ["--old-format", "raw", "--new-format", "raw"]
+    ok("diff", old, new, "-o", patch, *as_raw)
+    message = refused("apply", patch, "--base", old, "-o", out)
+    assert f"is {SIZE} bytes large, read as qcow2" in message
+    assert "give --base-format raw" in message
+    assert "give --old-format raw" in refused("inspect", old, patch)
+    found = run("verify", patch, "--base", old, "--target", new, "--json").json
+    for side in ("base", "target"):
+        assert "read as qcow2" in found[side]["problem"]
+        assert f"give --{side}-format raw" in found[side]["problem"]
+    ok("apply", patch, "--base", old, "--base-format", "raw", "-o", out)
+    message = refused(
+        "apply", pair.patch, "--base", old, "--base-format", "raw", "-o", tmp_path / "y"
+    )
+    assert "read as raw" in message
+    assert "--base-format" not in message
+
+
+def test_wrong_base_with_snapshots_is_told_how_to_name_one(pair: Pair, tmp_path: Path) -> None:
+    out = tmp_path / "out.raw"
+    words: list[str | Path] = ["apply", pair.patch, *pair.base, "-o", out]
+    qemu.snapshot(pair.old, "then")
+    qemu.write(pair.old, 3 * MIB, 512, 7)
+    message = refused(*words)
+    assert "its content is different; it has an internal snapshot" in message
+    assert "--base-snapshot" in message
+    assert "--old-snapshot" in refused("inspect", pair.old, pair.patch)
+    problem = run("verify", pair.patch, *pair.base, "--json").json["base"]["problem"]
+    assert "--base-snapshot" in problem
+    ok(*words, "--base-snapshot", "then")
+    qemu.snapshot(pair.old, "now")
+    refused_now = refused(*words, "--base-snapshot", "now", "--force")
+    assert "name it with" not in refused_now
+
+
 # convert
 
 

@@ -113,7 +113,7 @@ def _source(
         from ..patch.open import open_patched
 
         first = stack.enter_context(opt.open_side(old, options, "old"))
-        second = stack.enter_context(open_patched(patch, first))
+        second = stack.enter_context(open_patched(patch, first, side="old"))
     dirty = opt.open_bitmap(first, second, options) if patch is None else None
     delta = ImageDelta(
         first,

@@ -7,13 +7,19 @@ from blake3 import blake3
 from ..errors import BaseMismatchError, CorruptImageError, PathName, printable
 from ..hashtree import LEAF, TreeHasher, leaf_digests, leaf_length, zero_leaf
 from ..image import Image
-from ..units import ceil_div
+from ..qcow2.image import Qcow2Layer
+from ..units import SECTOR, align_up, ceil_div
 from .container import PatchFile
 from .layer import PatchLayer
 
 
 def open_patched(
-    patch: PatchFile, base: Image, *, check: bool = True, folder: PathName | None = None
+    patch: PatchFile,
+    base: Image,
+    *,
+    check: bool = True,
+    folder: PathName | None = None,
+    side: str = "base",
 ) -> Image:
     """Return the target of a patch as an image, of which any range can be read.
 
@@ -26,6 +32,7 @@ def open_patched(
             segments give and what they take from the base is checked when it is read, but what
             the patch does not touch is not.
         folder: where a temporary file is put, if one is needed.
+        side: what the options about the base are called in messages: ``--SIDE-format``.
 
     Raises:
         BaseMismatchError: the base is not the one that the patch was made from.
@@ -33,16 +40,47 @@ def open_patched(
     """
     if base.size != patch.header.base_size:
         raise BaseMismatchError(
-            f"{printable(base.path)}: is {base.size} bytes large, and the base of "
-            f"{printable(patch.path)} was {patch.header.base_size}"
+            f"{printable(base.path)}: {size_of(base)}, and the base of {printable(patch.path)} was "
+            f"{patch.header.base_size}{other_readings(base, patch.header.base_size, side)}"
         )
     if check:
-        check_base(patch, base)
+        check_base(patch, base, side)
     return Image([PatchLayer(patch, base, folder), *base.layers])
 
 
-def check_base(patch: PatchFile, base: Image) -> None:
+def size_of(image: Image) -> str:
+    """Return, for a message, an image's size, and by what format it has that."""
+    return f"is {image.size} bytes large, read as {image.format}"
+
+
+def other_readings(image: Image, size: int, side: str, *, snapshots: bool = True) -> str:
+    """Return, for the end of a message on a wrong image, how else it may be meant; maybe empty.
+
+    Args:
+        image: the image, as it was read.
+        size: the virtual size that it should have, bytes.
+        side: what its options begin with.
+        snapshots: whether there is an option that names an internal snapshot of it.
+    """
+    top, told = image.layers[0], ""
+    if image.format != "raw" and align_up(top.file.size, SECTOR) == size:
+        told += f"; as a raw disk it has that size: if it is one, give --{side}-format raw"
+    count = len(top.snapshots) if isinstance(top, Qcow2Layer) and top.snapshot is None else 0
+    if snapshots and count:
+        has = (
+            "an internal snapshot: if that" if count == 1 else f"{count} internal snapshots: if one"
+        )
+        told += f"; it has {has} is meant, name it with --{side}-snapshot"
+    return told
+
+
+def check_base(patch: PatchFile, base: Image, side: str = "base") -> None:
     """Hold all of a base's content, and what the patch makes of it, against the patch.
+
+    Args:
+        patch: the patch.
+        base: the image, of the right size.
+        side: what the options about the base are called in messages.
 
     Raises:
         BaseMismatchError: the base is not the one that the patch was made from.
@@ -52,7 +90,7 @@ def check_base(patch: PatchFile, base: Image) -> None:
     if of_base != patch.header.base_digest:
         raise BaseMismatchError(
             f"{printable(base.path)}: is not the base that {printable(patch.path)} was made from: "
-            "its content is different"
+            f"its content is different{other_readings(base, patch.header.base_size, side)}"
         )
     if of_target != patch.header.target_digest:
         raise CorruptImageError(

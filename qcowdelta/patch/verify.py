@@ -17,7 +17,7 @@ from ..ranges import RangeReader
 from .container import PatchFile
 from .decode import SegmentDecoder
 from .header import MAGIC_FIELD
-from .open import roots
+from .open import other_readings, roots, size_of
 
 _MOST = 1000
 
@@ -138,8 +138,9 @@ def _clipped(patch: PatchFile, start: int, length: int) -> tuple[int, int]:
 
 def _check_base(segments: _Segments, base: Image, finding: Finding) -> None:
     header = segments.patch.header
+    hint = other_readings(base, header.base_size, "base")
     if base.size != header.base_size:
-        finding.fail(f"is {base.size} bytes large, not {header.base_size}")
+        finding.fail(f"{size_of(base)}, not {header.base_size}{hint}")
         return
     whole = segments.finding.good
     base_root, target_root = roots(segments.patch, base) if whole else (content_digest(base), b"")
@@ -147,7 +148,7 @@ def _check_base(segments: _Segments, base: Image, finding: Finding) -> None:
         if whole and target_root != header.target_digest:
             segments.finding.fail("does not make up the target that its header names")
         return
-    finding.fail("is not the base that the patch was made from: its content is different")
+    finding.fail(f"is not the base that the patch was made from: its content is different{hint}")
     reader = RangeReader(base)
     for at in segments.readable:
         segment = segments.patch.segment(at)
@@ -173,8 +174,9 @@ def _check_target(
 ) -> Leaves:
     """Check the target, with the base if that is right; return the target's leaves."""
     header = segments.patch.header
+    hint = other_readings(target, header.target_size, "target", snapshots=False)
     if target.size != header.target_size:
-        finding.fail(f"is {target.size} bytes large, not {header.target_size}")
+        finding.fail(f"{size_of(target)}, not {header.target_size}{hint}")
         return {}
     known = dict(leaf_digests(base)) if base is not None else None
     tree, wrong = TreeHasher(target.size), []
@@ -191,7 +193,7 @@ def _check_target(
         if length and expected is not None and expected != digest:
             wrong.append((index * LEAF, length))
     if tree.root() != header.target_digest:
-        finding.fail("is not what the patch leads to: its content is different", wrong)
+        finding.fail(f"is not what the patch leads to: its content is different{hint}", wrong)
     return actual
 
 
