@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcowdelta import PatchFile, open_image, open_patched
+from qcowdelta.errors import BaseMismatchError
 from qcowdelta.extents import Kind
 from tests.support import images, judge, qemu
 from tests.support.commandline import ok, run
@@ -136,6 +137,7 @@ def check_pair(work: Work) -> None:
     check_inverse(work, patch)
     check_composition(work, patch)
     check_ranges(work, patch)
+    check_base_with_a_changed_bit(work, patch)
     words = [*work.base, "--target", work.target[0], "--target-format", work.target[1]]
     ok("verify", patch, *words)
 
@@ -229,6 +231,21 @@ def changed(content: bytes, other: bytes, chance: random.Random) -> bytes:
         piece = piece[: len(data) - at]
         data[at : at + len(piece)] = piece
     return bytes(data)
+
+
+def check_base_with_a_changed_bit(work: Work, patch: Path) -> None:
+    if not work.old:
+        return
+    chance, content = random.Random(work.how.seed), bytearray(work.old)
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    wrong = work.path("wrong.raw")
+    wrong.write_bytes(content)
+    with (
+        open_image(wrong, format="raw") as base,
+        PatchFile.open(patch) as opened,
+        pytest.raises(BaseMismatchError, match="its content is different"),
+    ):
+        open_patched(opened, base)
 
 
 def check_ranges(work: Work, patch: Path) -> None:
