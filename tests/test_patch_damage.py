@@ -285,13 +285,21 @@ def test_verify_of_what_is_no_patch_is_an_error(rich: Rich, tmp_path: Path) -> N
     refused("verify", rich.old)
     refused("verify", tmp_path / "none")
     other, data = tmp_path / "other.qcpatch", rich.patch.read_bytes()
-    for bad in (b"", data[:7], patches.flip(data, 3, 1), patches.flip(data, 8, 2)):
+    for bad in (b"", data[:7], patches.flip(data, 3, 1)):
         other.write_bytes(bad)
-        refused("verify", other, "--base", rich.old)
+        assert "is not a cluster patch" in refused("verify", other, "--base", rich.old)
+
+
+def test_verify_of_a_patch_of_a_later_version_is_an_error(rich: Rich, tmp_path: Path) -> None:
+    def change(taken: patches.Taken) -> None:
+        taken.set_header["version"] = layout.VERSION + 2
+
+    later = patches.resealed(rich.patch, tmp_path / "later.qcpatch", change)
+    assert "of version 3" in refused("verify", later, "--base", rich.old)
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut", "cut in the header", "longer", "header", "index", "footer"]
+    "damage", ["cut", "cut in the header", "longer", "version", "header", "index", "footer"]
 )
 def test_verify_names_a_patch_that_cannot_be_opened_for_damage(
     rich: Rich, tmp_path: Path, damage: str
@@ -301,6 +309,7 @@ def test_verify_names_a_patch_that_cannot_be_opened_for_damage(
         "cut": data[:-1],
         "cut in the header": data[:9],
         "longer": data + b"\0",
+        "version": patches.flip(data, 8, 2),
         "header": patches.flip(data, 70, 1),
         "index": patches.flip(data, len(data) - layout.Footer.sizeof() - 5, 1),
         "footer": patches.flip(data, len(data) - layout.Footer.sizeof() + 1, 1),

@@ -136,18 +136,23 @@ def read_header(file: HostFile, at: int = 0) -> tuple[Header, bytes]:
     if file.size < at + magic or file.read(at, magic) != layout.MAGIC:
         raise FormatError("is not a cluster patch", path=file.path, offset=at, field=MAGIC_FIELD)
     if file.size < at + _PREFIX:
-        raise CorruptImageError(
+        raise FormatError(
             "the header is cut off", path=file.path, offset=at + magic, field="header"
         )
     version, length = (int.from_bytes(file.read(at + place, 4), "little") for place in (8, 12))
+    fits = _FIXED + layout.DIGEST <= length <= min(layout.MAX_HEADER, file.size - at)
     if version != layout.VERSION:
+        if fits and _only_version_is_damaged(file.read(at, length)):
+            raise CorruptImageError(
+                "the header is damaged", path=file.path, offset=at + 8, field="version"
+            )
         raise UnsupportedFeatureError(
             f"is a cluster patch of version {version}, and only {layout.VERSION} is known here",
             path=file.path,
             offset=at + 8,
             field="version",
         )
-    if not _FIXED + layout.DIGEST <= length <= min(layout.MAX_HEADER, file.size - at):
+    if not fits:
         raise FormatError(
             f"a header of {length} bytes is too short, too long or cut off",
             path=file.path,
@@ -159,6 +164,15 @@ def read_header(file: HostFile, at: int = 0) -> tuple[Header, bytes]:
     if blake3(body).digest() != digest:
         raise CorruptImageError("the header is damaged", path=file.path, offset=at, field="header")
     return _parse(body, file.path, at), digest
+
+
+def _only_version_is_damaged(data: bytes) -> bool:
+    """Tell whether a header of another version has the digest of one of the version known here.
+
+    Else damage there would be told as a reason to get a later release.
+    """
+    body = data[:8] + layout.VERSION.to_bytes(4, "little") + data[12 : -layout.DIGEST]
+    return blake3(body).digest() == data[-layout.DIGEST :]
 
 
 def _parse(body: bytes, path: PathName, at: int) -> Header:
