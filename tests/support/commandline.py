@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -35,6 +36,7 @@ def run(*words: str | Path, cwd: Path | None = None) -> Result:
     """Run the command line here, with its output going to nothing that is a terminal."""
     out, err = io.StringIO(), io.StringIO()
     status = 0
+    threshold = gc.get_threshold()  # what a command sets would outlive it here
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.chdir(cwd or Path.cwd()),
@@ -50,6 +52,8 @@ def run(*words: str | Path, cwd: Path | None = None) -> Result:
             main()
         except SystemExit as stop:
             status = int(stop.code or 0)
+        finally:
+            gc.set_threshold(*threshold)
     return Result(status, out.getvalue(), err.getvalue())
 
 
