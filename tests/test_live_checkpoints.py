@@ -279,3 +279,90 @@ def test_checkpoint_is_lost_in_a_crash_and_the_message_says_so(tmp_path: Path) -
         assert "start" in live.run(*words, "--since", "start").refusal
         live.ok(*words)
         assert content(output, base=base) == machine.content["disk0"]
+
+
+# What others do to the bitmap, or to the disk
+
+
+def _bitmap(chain: Chain, action: str) -> None:
+    place = {"node": "disk0-format", "name": "qcowdelta-start"}
+    chain.machine.monitor.execute(f"block-dirty-bitmap-{action}", place)
+
+
+def _resize(chain: Chain, size: int) -> None:
+    chain.machine.monitor.execute("block_resize", {"node-name": "disk0-format", "size": size})
+
+
+def _refused_since_start(chain: Chain, qmp: Path | None = None) -> str:
+    before, output = chain.machine.state(), chain.folder / "refused.qcow2"
+    said = chain.live.run(*diff(chain.top, output, "--since", "start"), qmp=qmp).refusal
+    assert not output.exists()
+    assert chain.machine.state() == before
+    return said
+
+
+def test_checkpoint_that_another_client_disabled_is_refused(chain: Chain) -> None:
+    chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
+    _bitmap(chain, "disable")
+    said = _refused_since_start(chain)
+    assert "qcowdelta-start" in said
+    assert "disabled by another client" in said
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpoint_that_is_disabled_before_the_moment_is_refused(
+    method: str, chain: Chain
+) -> None:
+    chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
+
+    def disable(moment: Moment) -> bool:
+        recording = chain.machine.bitmaps("disk0")["qcowdelta-start"]["recording"]
+        if recording and (moment.stage, moment.command) == ("after", "object-add"):
+            _bitmap(chain, "disable")
+            chain.machine.write("disk0", MIB, GRANULE, 0x71)
+        return True
+
+    output = chain.folder / "refused.qcow2"
+    words = diff(chain.top, output, "--since", "start", "--method", method)
+    with Proxy(chain.machine.qmp, disable) as proxy:
+        assert "disabled by another client" in chain.live.run(*words, qmp=proxy.path).refusal
+    assert not output.exists()
+
+
+def test_much_that_a_checkpoint_missed_while_it_was_disabled_is_noticed(chain: Chain) -> None:
+    chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
+    _bitmap(chain, "disable")
+    chain.machine.write("disk0", 3 * MIB, MIB, 0x72)
+    _bitmap(chain, "enable")
+    assert "did not record all" in _refused_since_start(chain)
+
+
+def test_disk_that_grew_since_the_checkpoint(chain: Chain) -> None:
+    chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
+    chain.machine.write("disk0", MIB, GRANULE, 0x73)
+    _resize(chain, SIZE + 8 * MIB)
+    chain.machine.content["disk0"].extend(bytes(8 * MIB))
+    chain.machine.write("disk0", SIZE + 3 * MIB, GRANULE, 0x74)
+    chain.add("--since", "start")
+    assert qemu.info(chain.top)["virtual-size"] == SIZE + 8 * MIB
+    assert chain.read() == chain.machine.content["disk0"]
+
+
+def test_disk_that_shrank_since_the_checkpoint(chain: Chain) -> None:
+    chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
+    chain.machine.write("disk0", MIB, GRANULE, 0x75)
+    _resize(chain, SIZE - 20 * MIB)
+    del chain.machine.content["disk0"][SIZE - 20 * MIB :]
+    chain.add("--since", "start")
+    assert qemu.info(chain.top)["virtual-size"] == SIZE - 20 * MIB
+    assert chain.read() == chain.machine.content["disk0"]
+
+
+def test_disk_that_shrank_and_grew_again_since_the_checkpoint_is_noticed(chain: Chain) -> None:
+    """What was lost is marked nowhere, and may be but a little."""
+    chain.machine.write("disk0", SIZE - MIB, MIB, 0x76)
+    chain.add()
+    chain.live.ok("checkpoint", "--device", "disk0", "--name", "start")
+    _resize(chain, SIZE - GRANULE)
+    _resize(chain, SIZE)
+    assert "shrunk" in _refused_since_start(chain)

@@ -71,7 +71,10 @@ def find_checkpoint(disk: Disk, node: Node, name: str) -> Bitmap:
     if found.inconsistent:
         raise LiveError(f"{shown} was in use when the VM was killed, and tells nothing; {whole}")
     if not found.recording:
-        raise LiveError(f"{shown} does not record what the guest writes; {whole}")
+        raise LiveError(
+            f"{shown} was disabled by another client, so it does not record what the guest "
+            f"writes; {whole}. Enabling it again would not bring back what it has missed"
+        )
     if found.busy:
         raise LiveError(f"{shown} is in use by another operation; try again when that has ended")
     return found

@@ -197,7 +197,14 @@ class DiskView:
                 undoing.pop_all()  # what is there is another's
                 raise
             stack.enter_context(undoing.pop_all())
+        self._since_recorded()
         self._connect(stack, listener)
+
+    def _since_recorded(self) -> None:
+        """Refuse a checkpoint that another client has disabled or removed before the moment."""
+        if self._since is not None:
+            node = self._machine.nodes()[self._node.name]
+            find_checkpoint(self._disk, node, self._since.name)
 
     def _connect(self, stack: contextlib.ExitStack, listener: PrivateListener | None) -> None:
         place = self._options.nbd_socket if listener is None else listener.path
