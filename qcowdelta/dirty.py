@@ -19,9 +19,10 @@ from .qcow2.layout import Autoclear
 _ANEW = "make a new one of the next state that is kept ('qemu-img bitmap --add')"
 _REMEDIES = {
     BitmapState.DISABLED: (
-        "is disabled: what was written since is not marked. Merge it with those that were enabled "
-        "then ('qemu-img bitmap --merge') and name the result or, if nothing was written, enable "
-        "it ('qemu-img bitmap --enable'); or compare without it"
+        "is disabled: what was written since is not marked. Compare without it, and "
+        f"{_ANEW}; or merge it with those that recorded from then on ('qemu-img bitmap --merge') "
+        "and name the result. To enable it again is right only if nothing was written since it "
+        "was disabled: what was written would be missing from the result, and nothing would tell"
     ),
     BitmapState.IN_USE: (
         "is in use: a VM has the image open, or did not close it, so that the marks on disk are "

@@ -253,6 +253,7 @@ def test_trusted_bitmap_is_not_compared(tmp_path: Path) -> None:
     assert summary.data_bytes + summary.zero_bytes == sum(length for _, length in pair.dirty)
     said = ok("diff", pair.old, pair.new, "-o", tmp_path / "o", "--bitmap", "b", "--trust-bitmap")
     assert "by trust in the bitmap" in said.out
+    assert "rests on the bitmap" in said.out
     assert "reading" not in said.out
 
 
@@ -319,6 +320,7 @@ def test_huge_disk_with_few_marks_is_quick(tmp_path: Path) -> None:
     with open_image(old) as a, open_image(new) as b:
         delta = ImageDelta(a, b, dirty=open_bitmap(b, "b"))
         begun = time.process_time()
+        assert spot_check(a, b, open_bitmap(b, "b")) > 32 * 4096
         count = sum(window.changes.size for window in delta.windows())
         assert time.process_time() - begun < 1
     assert count == 8
@@ -433,8 +435,10 @@ def test_disabled_bitmap_is_refused_and_the_remedies_work(tmp_path: Path) -> Non
     pair = make_pair(tmp_path, MIB, after=(qemu.write_command(0, 512, 2),))
     qemu.bitmap(pair.new, "b", "--disable")
     said = _refused_with(pair)
-    assert "--enable" in said
+    assert "qemu-img bitmap --add" in said
     assert "--merge" in said
+    assert "only if nothing was written since" in said
+    assert "--enable" not in said
     qemu.bitmap(pair.new, "c", "--add")
     qemu.write(pair.new, MIB // 2, 512, 9)
     qemu.bitmap(pair.new, "both", "--add")
@@ -502,10 +506,51 @@ def test_samples_are_taken_where_something_is_stored_and_nothing_is_marked(
         assert 0 < spot_check(old, new, open_bitmap(new, "b")) <= 64 * 4096
     qemu.write(pair.old, 40 * GIB, MIB, 2)
     with open_image(pair.old) as old, open_image(pair.new) as new:
-        with pytest.raises(BitmapMismatchError, match="0xa00000000"):
+        with pytest.raises(BitmapMismatchError, match="0xa000"):
             spot_check(old, new, open_bitmap(new, "b"))
         # What metadata proves equal is no sample.
         assert spot_check(new, new, open_bitmap(new, "b")) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 5, 31, 62])
+def test_write_that_the_bitmap_missed_is_noticed_where_it_is_a_part_of_what_is_stored(
+    place: int, tmp_path: Path
+) -> None:
+    """Samples are spaced by what is stored, however little of the disk that is."""
+    before = (qemu.write_command(3 * MIB, 32 * MIB, 1), qemu.write_command(GIB, 32 * MIB, 1))
+    pair = make_pair(tmp_path, 2 * GIB, before=before)
+    qemu.bitmap(pair.new, "b", "--disable")
+    offset = place * MIB + 3 * MIB if place < 32 else GIB + (place - 32) * MIB
+    qemu.write(pair.new, offset, MIB + 64 * KIB, 2)
+    qemu.bitmap(pair.new, "b", "--enable")
+    assert "did not record all" in _refused_with(pair)
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_disk_that_was_shrunk_and_has_grown_again_is_noticed(fmt: str, tmp_path: Path) -> None:
+    """A bitmap does not mark what is lost so."""
+    pair = make_pair(tmp_path)
+    if fmt == "raw":
+        qemu.convert(pair.old, tmp_path / "old.raw", source_fmt="qcow2", target_fmt="raw")
+        pair = Pair(tmp_path, tmp_path / "old.raw", pair.new, "raw")
+    qemu.io(pair.new, [qemu.truncate_command(32 * MIB - 64 * KIB)])
+    qemu.io(pair.new, [qemu.truncate_command(32 * MIB)])
+    assert "shrunk" in _refused_with(pair)
+
+
+def test_result_says_that_it_rests_on_the_bitmap_and_how_far_that_was_checked(
+    tmp_path: Path,
+) -> None:
+    pair = make_pair(tmp_path, after=SOME)
+    words = ("diff", pair.old, pair.new, "--force", "-o", tmp_path / "o.qcow2")
+    found = ok(*words, "--bitmap", "b", "--json").json
+    assert found["bitmap_checked_bytes"] == 64 * 4096
+    line = ok(*words, "--bitmap", "b").out.splitlines()[1]
+    assert "rests on the bitmap" in line
+    assert "256 KiB were compared as samples" in line
+    assert ok(*words, "--json").json["bitmap_checked_bytes"] is None
+    assert "bitmap" not in ok(*words).out
 
 
 # The library

@@ -45,7 +45,7 @@ def diff(old: Path, new: Path, output: Path, **options: Any) -> None:
         stack.enter_context(first)
         stack.enter_context(second)
         sinks.refuse_input(output, first, second)
-        dirty = opt.open_bitmap(first, second, options)
+        dirty, checked = opt.open_bitmap(first, second, options)
         free = _free_space(first, second) if options["drop_free"] else None
         target = second if free is None else free.image
 
@@ -62,6 +62,7 @@ def diff(old: Path, new: Path, output: Path, **options: Any) -> None:
             figures = sinks.overlay(delta, base, output, how, options)
     name = options["bitmap"]
     figures["bitmap"] = None if name is None else printable(name)
+    figures["bitmap_checked_bytes"] = checked
     if free is not None:
         figures["dropped_free"] = {
             "free_bytes": free.free_bytes,

@@ -114,7 +114,7 @@ def _source(
 
         first = stack.enter_context(opt.open_side(old, options, "old"))
         second = stack.enter_context(open_patched(patch, first, side="old"))
-    dirty = opt.open_bitmap(first, second, options) if patch is None else None
+    dirty = opt.open_bitmap(first, second, options)[0] if patch is None else None
     delta = ImageDelta(
         first,
         second,

@@ -232,13 +232,14 @@ def live_diff(monitor: Monitor, /, base: Path, output: Path, **options: Any) -> 
         write = _patch if what == "patch" else _overlay
         stack.callback(view.close)  # an interrupt may come between entering and the block
         with view:
-            _spot_check(old, view)
+            checked = _spot_check(old, view)
             figures = write(stack, old, view, output, options)
             view.keep_checkpoint()
     figures |= {
         "device": options["device"],
         "method": view.method,
         "since": options["since"],
+        "bitmap_checked_bytes": checked,
         "checkpoint": view.checkpoint,
     }
     sinks.show(figures, options)
@@ -278,12 +279,11 @@ def _view_options(output: Path, options: dict[str, Any]) -> ViewOptions:
     )
 
 
-def _spot_check(old: Image, view: DiskView) -> None:
-    """Hold OLD against what the checkpoint says has not changed since."""
+def _spot_check(old: Image, view: DiskView) -> int | None:
+    """Hold OLD against what the checkpoint says has not changed since; return on how many bytes."""
     from ..spotcheck import spot_check
 
-    if view.dirty is not None:
-        spot_check(old, view.image, view.dirty)
+    return None if view.dirty is None else spot_check(old, view.image, view.dirty)
 
 
 def _patch(

@@ -230,8 +230,13 @@ def open_pair(old: Path, new: Path, options: dict[str, Any]) -> tuple[Image, Ima
         raise
 
 
-def open_bitmap(old: Image, new: Image, options: dict[str, Any]) -> DirtyRanges | None:
-    """Return the dirty bitmap that the options name, held against OLD; None: they name none."""
+def open_bitmap(
+    old: Image, new: Image, options: dict[str, Any]
+) -> tuple[DirtyRanges | None, int | None]:
+    """Return the dirty bitmap that the options name, held against OLD; None: they name none.
+
+    With it comes on how many bytes beside its marks that was done.
+    """
     from ..dirty import open_bitmap
     from ..errors import OptionError
     from ..spotcheck import spot_check
@@ -240,10 +245,9 @@ def open_bitmap(old: Image, new: Image, options: dict[str, Any]) -> DirtyRanges 
     if name is None:
         if options["trust_bitmap"]:
             raise OptionError("--trust-bitmap needs --bitmap NAME")
-        return None
+        return None, None
     dirty = open_bitmap(new, name)
-    spot_check(old, new, dirty)
-    return dirty
+    return dirty, spot_check(old, new, dirty)
 
 
 def open_base(base: Path, options: dict[str, Any]) -> Image:

@@ -286,7 +286,9 @@ def show(figures: dict[str, Any], options: dict[str, Any]) -> None:
         "zero": "zeros",
         "equal_payload": "equal compressed payload",
         "shared_extent": "shared host extents",
-        "told": "trust in the bitmap" if figures.get("bitmap") else "the patch",
+        "told": "trust in the bitmap"
+        if figures.get("bitmap_checked_bytes") is not None
+        else "the patch",
         "not_dirty": "the bitmap",
         "read": "reading",
     }
@@ -299,8 +301,20 @@ def show(figures: dict[str, Any], options: dict[str, Any]) -> None:
         f"{size(figures['data_bytes'])} changed, {size(figures['zero_bytes'])} zeroed, in "
         f"{figures['seconds']:.2f} s; decided: {decided or 'nothing'}"
     )
+    if figures.get("bitmap_checked_bytes") is not None:
+        _show_checked(figures)
     if "dropped_free" in figures:
         _show_dropped(figures["output"], figures["dropped_free"])
+
+
+def _show_checked(figures: dict[str, Any]) -> None:
+    from .show import size
+
+    unmarked = size(figures["decided"]["not_dirty"])
+    click.echo(
+        f"{figures['output']}: rests on the bitmap having missed nothing: of {unmarked} that it "
+        f"does not mark, {size(figures['bitmap_checked_bytes'])} were compared as samples"
+    )
 
 
 def _show_dropped(output: str, dropped: dict[str, Any]) -> None:
