@@ -41,5 +41,14 @@ class Secret:
         """A number that tells two secrets apart, in this process only."""
         return hash(self._content)
 
+    def remark(self, said: str) -> str:
+        """Return what to add to what QEMU said, where it may be a newline that it refused."""
+        if "Invalid password" not in said or not self._content.endswith(b"\n"):
+            return ""
+        return (
+            "; the secret ends in a newline, which is a part of it: where that is not meant, write "
+            "its file by 'printf %s'"
+        )
+
     def __repr__(self) -> str:
         return "Secret(...)"

@@ -336,6 +336,7 @@ def test_wrong_secret_is_told_and_not_shown(
     assert "Invalid password" in said
     assert path.name in said
     assert "another-guess" not in said
+    assert "newline" not in said
 
 
 def test_secret_is_on_no_command_line_and_in_no_text(
@@ -382,13 +383,19 @@ def test_secret_is_taken_from_a_pipe_as_well(made: Path, tmp_path: Path) -> None
         os.close(read)
 
 
-def test_newline_at_the_end_belongs_to_the_secret(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("convert", [False, True])
+def test_newline_at_the_end_belongs_to_the_secret_and_the_error_says_so(
+    convert: bool, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if convert:
+        monkeypatch.setenv(DAEMON, NOWHERE)
     longer = tmp_path / "longer"
     longer.write_bytes(foreign.SECRET + b"\n")
     old = image(made, "old", VARIANTS["luks"])
-    assert "Invalid password" in refused(
-        "inspect", old, made / "new.raw", "--old-secret-file", longer
-    )
+    said = refused("inspect", old, made / "new.raw", "--old-secret-file", longer)
+    assert "Invalid password" in said
+    assert "newline" in said
+    assert "printf %s" in said
     empty = tmp_path / "empty"
     empty.touch()
     assert "empty" in refused("inspect", old, made / "new.raw", "--old-secret-file", empty)
@@ -741,6 +748,18 @@ def test_snapshot_and_format_of_a_foreign_image(made: Path) -> None:
         open_image(image(made, "old", VARIANTS["vdi"]), format="iso")
     with pytest.raises(QemuError, match=r"old\.vdi: QEMU cannot read it: Could not open the file"):
         open_image(image(made, "old", VARIANTS["vdi"]), format="vhdx")
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"), [("vhdx", "vhdx"), ("vdi", "vdi"), ("vpc", "vpc"), (None, None)]
+)
+def test_what_is_no_vmdk_is_called_so_with_what_it_looks_like(
+    name: str | None, looks: str | None, made: Path
+) -> None:
+    path = made / "new.raw" if name is None else image(made, "new", VARIANTS[name])
+    said = refused("inspect", made / "old.raw", path, "--new-format", "vmdk")
+    ending = "" if looks is None else f": it looks like {looks}"
+    assert said.rstrip().endswith(f"{path.name}: is no VMDK{ending}")
 
 
 # --- nothing is left ------------------------------------------------------------------------------

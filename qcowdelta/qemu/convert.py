@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 
 from ..errors import PathName, QemuError, printable
 from ..secret import Secret
@@ -30,6 +31,7 @@ def converted(graph: Graph, program: str) -> int:
     with contextlib.ExitStack() as stack:
         source = "json:" + json.dumps(graph.node)
         objects, fds = _secret(graph.secret, stack)
+        stack.enter_context(_remarks(graph.secret))
         size = _virtual_size(graph, program, [*objects, source], fds, stack)
         copy = _nameless()
         try:
@@ -67,6 +69,18 @@ def _secret(secret: Secret | None, stack: contextlib.ExitStack) -> tuple[list[st
     stack.callback(os.close, fd)
     os.write(fd, secret.base64.encode("ascii"))
     return ["--object", f"secret,id={SECRET},format=base64,file=/dev/fd/{fd}"], [fd]
+
+
+@contextlib.contextmanager
+def _remarks(secret: Secret | None) -> Iterator[None]:
+    """Add to an error what is to be said of the secret."""
+    try:
+        yield
+    except QemuError as error:
+        remark = "" if secret is None else secret.remark(str(error))
+        if not remark:
+            raise
+        raise QemuError(f"{error}{remark}") from None
 
 
 def _run(

@@ -75,6 +75,7 @@ class StorageDaemon:
         except QmpError as error:
             said = _DESCRIPTOR.sub("the file", error.desc or str(error))
             told = self._ended() if error.error_class is None else None
+            said += "" if secret is None else secret.remark(said)
             self.close()
             raise QemuError(f"{name}: QEMU cannot read it: {told or said}") from None
         except BaseException:

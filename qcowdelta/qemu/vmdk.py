@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import CorruptImageError, FormatError, UnsupportedFeatureError, printable
+from ..formats import probe
 from ..hostfile import HostFile
 from ..units import SECTOR
 
@@ -144,8 +145,14 @@ class _Parser:
         """Return what a descriptor says that names its extents."""
         extents = tuple(self._extents())
         if not extents:
-            raise FormatError("is a VMDK descriptor that names no extents", path=self._file.path)
+            raise FormatError(self._without_extents(), path=self._file.path)
         return self._make(extents, sum(extent.sectors for extent in extents) * SECTOR)
+
+    def _without_extents(self) -> str:
+        looks = probe(self._file)
+        if self._entries or looks == "vmdk":
+            return "is a VMDK descriptor that names no extents"
+        return "is no VMDK" if looks == "raw" else f"is no VMDK: it looks like {looks}"
 
     def of_itself(self, size: int) -> VmdkDescriptor:
         """Return what a descriptor says that lies in its only extent."""
