@@ -609,6 +609,18 @@ def test_info_tells_the_state_of_each_bitmap(tmp_path: Path) -> None:
     assert states() == {"kept": "stale", "frozen": "stale"}
 
 
+def test_names_of_bitmaps_are_told_apart_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "image.qcow2"
+    qemu.create(path, MIB)
+    names = ["b0", "b0 ", " b0", "b  0", "x" * 300]
+    for name in names:
+        qemu.bitmap(path, name)
+    lines = [line.rstrip() for line in ok("info", path).out.splitlines()]
+    for shown in ("b0", "'b0 '", "' b0'", "'b  0'", "x" * 300):
+        assert len([line for line in lines if line.startswith(f"{shown} ")]) == 1
+    assert [b["name"] for b in ok("info", path, "--json").json["bitmaps"]] == names
+
+
 @pytest.mark.parametrize("fixture", WITH_BITMAPS, ids=lambda value: value.name)
 def test_state_agrees_with_qemu(fixture: Fixture) -> None:
     file = HostFile.open(fixture.path)

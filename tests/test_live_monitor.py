@@ -70,6 +70,18 @@ def test_monitor_is_free_again_after_each_command(machine: Machine, live: Live) 
         live.ok("status")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_monitor_may_be_named_after_the_command_too(
+    command: str, machine: Machine, live: Live, tmp_path: Path
+) -> None:
+    outcome = live.run(*_words(command, tmp_path), "--qmp", tmp_path / "other")
+    assert f"{tmp_path}/other" in outcome.refusal
+    more: Words = ["--qmp", machine.qmp, "--timeout", "5"]
+    live.ok(*_words(command, tmp_path), *more, qmp=tmp_path / "none")
+    live.ok("cleanup", "--checkpoints")
+
+
 def test_socket_that_is_not_there_is_named(live: Live, tmp_path: Path) -> None:
     outcome = live.run("status", qmp=tmp_path / "none")
     assert f"{tmp_path}/none" in outcome.refusal

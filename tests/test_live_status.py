@@ -100,4 +100,13 @@ def test_checkpoint_is_shown_as_such(setup: Setup) -> None:
     bitmaps = {bitmap["name"]: bitmap["checkpoint"] for bitmap in found["bitmaps"]}
     assert bitmaps == {"monday": False, "qcowdelta-start": True}
     assert "start" in setup.live.ok("status").out
+    setup.live.ok("cleanup", "--checkpoints")
+
+
+def test_long_names_are_not_broken_over_lines(setup: Setup) -> None:
+    """Whoever wants to name a checkpoint copies it from there."""
+    name = "before-the-upgrade-of-monday-" * 6
+    setup.live.ok("checkpoint", "--device", "disk1", "--name", name)
+    assert f"qcowdelta-{name} " in setup.live.ok("status").out
+    setup.live.ok("cleanup", "--checkpoints")
     assert setup.live.figures("status")["left_behind"] == []

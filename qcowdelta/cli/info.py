@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from . import options as opt
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _SHOWN = 100
+_NAMES = ("name", "id", "node", "device")
+_WIDEST = 1 << 16
 
 
 @click.command()
@@ -47,8 +52,7 @@ def _print(found: dict[str, Any], out: Any) -> None:
     out.print(grid)
     for name in ("features", "sections", "extensions", "snapshots", "bitmaps", "extents"):
         if found.get(name):
-            out.print()
-            out.print(listing(name, found[name]))
+            print_listing(out, name, found[name])
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -159,19 +163,34 @@ def _size(count: int | None) -> str:
     return f"{size(count)} ({count:,} bytes)"
 
 
-def listing(name: str, rows: list[dict[str, Any]]) -> Any:
-    """Return a table of what a list has, a row each."""
+def print_listing(out: Console, name: str, rows: list[dict[str, Any]]) -> None:
+    """Print a table of what a list has, a row each, and an empty line before it.
+
+    Names are in one piece, so that they can be copied: for them the table may get wider than the
+    terminal.
+    """
     from rich.markup import escape
+    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table(title=name.capitalize(), title_justify="left", box=None, pad_edge=False)
     for column in rows[0]:
-        table.add_column(column.replace("_", " "), overflow="fold")
+        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column in _NAMES)
     if len(rows) > _SHOWN:
         table.caption = f"and {len(rows) - _SHOWN} more, which --json lists"
     for row in rows[:_SHOWN]:
-        table.add_row(*(escape(_text(value)) for value in row.values()))
-    return table
+        table.add_row(*(escape(_cell(column, value)) for column, value in row.items()))
+    needed = Measurement.get(out, out.options.update(width=_WIDEST), table).minimum
+    out.width = max(out.width, needed)
+    out.print()
+    out.print(table)
+
+
+def _cell(column: str, value: Any) -> str:
+    """Return a value as text; a name of which one would not see where it ends, in quotes."""
+    text = _text(value)
+    unclear = column in _NAMES and isinstance(value, str) and value != " ".join(value.split())
+    return f"'{text}'" if unclear else text
 
 
 def _text(value: Any) -> str:

@@ -15,6 +15,8 @@ from . import options as opt
 from . import sinks
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..image import Image
     from ..live.machine import Machine
     from ..live.view import DiskView, ViewOptions
@@ -32,21 +34,31 @@ device = click.option(
 )
 
 
+_QMP = "The unix socket of the VM's QMP monitor."
+_TIMEOUT = "How long each QMP command may take, in seconds; default: 10."
+_SECONDS = click.FloatRange(0.1, 3600)
+
+
 @click.group()
-@click.option(
-    "--qmp", type=opt.FILE, metavar="SOCKET", help="The unix socket of the VM's QMP monitor."
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0.1, 3600),
-    default=10,
-    show_default=True,
-    help="How long each QMP command may take, in seconds.",
-)
+@click.option("--qmp", type=opt.FILE, metavar="SOCKET", help=_QMP)
+@click.option("--timeout", type=_SECONDS, default=10, help=_TIMEOUT)
 @click.pass_context
 def live(context: click.RichContext, qmp: Path | None, timeout: float) -> None:
     """Look at a running VM, and take a delta of a disk while the guest goes on."""
     context.obj = (qmp, timeout)
+
+
+def _monitor(command: opt.F) -> opt.F:
+    """Let a command have the options of the monitor too: they may come before it or after it."""
+
+    def take(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value is not None:
+            qmp, timeout = context.obj
+            context.obj = (value, timeout) if parameter.name == "qmp" else (qmp, value)
+
+    shared: dict[str, Any] = {"expose_value": False, "callback": take}
+    command = click.option("--timeout", type=_SECONDS, help=_TIMEOUT, **shared)(command)
+    return click.option("--qmp", type=opt.FILE, metavar="SOCKET", help=_QMP, **shared)(command)
 
 
 @contextlib.contextmanager
@@ -80,6 +92,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @live.command()
+@_monitor
 @opt.as_json
 @click.pass_obj
 def status(monitor: Monitor, /, as_json: bool) -> None:
@@ -95,15 +108,14 @@ def status(monitor: Monitor, /, as_json: bool) -> None:
         _print(found, console())
 
 
-def _print(found: dict[str, Any], out: Any) -> None:
-    from .info import listing
+def _print(found: dict[str, Any], out: Console) -> None:
+    from .info import print_listing
 
     methods = ", ".join(found["methods"]) or "none"
     out.print(f"QEMU {found['qemu']}, {found['status']}; live diff by: {methods}", markup=False)
     for name in ("disks", "nodes", "bitmaps", "exports", "jobs", "left_behind"):
         if found[name]:
-            out.print()
-            out.print(listing(name.replace("_", " "), found[name]))
+            print_listing(out, name.replace("_", " "), found[name])
     if found["left_behind"]:
         out.print()
         out.print(
@@ -114,6 +126,7 @@ def _print(found: dict[str, Any], out: Any) -> None:
 
 
 @live.command()
+@_monitor
 @device
 @click.option("--name", metavar="NAME", help="What to call it; default: the time.")
 @opt.as_json
@@ -143,6 +156,7 @@ def checkpoint(
 
 
 @live.command()
+@_monitor
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @click.option("--checkpoints", is_flag=True, help="Remove all checkpoints too.")
 @click.option("--checkpoint", metavar="NAME", help="Remove this checkpoint too.")
@@ -180,6 +194,7 @@ def cleanup(
 
 
 @live.command("diff")
+@_monitor
 @device
 @opt.base_options(required=True)
 @click.option("-o", "--output", type=opt.OUTPUT, required=True, help="What to write.")
