@@ -612,12 +612,16 @@ def test_info_tells_the_state_of_each_bitmap(tmp_path: Path) -> None:
 def test_names_of_bitmaps_are_told_apart_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "image.qcow2"
     qemu.create(path, MIB)
-    names = ["b0", "b0 ", " b0", "b  0", "x" * 300]
+    names = ["b0", "b0 ", " b0", "b  0"]
     for name in names:
         qemu.bitmap(path, name)
-    lines = [line.rstrip() for line in ok("info", path).out.splitlines()]
-    for shown in ("b0", "'b0 '", "' b0'", "'b  0'", "x" * 300):
-        assert len([line for line in lines if line.startswith(f"{shown} ")]) == 1
+    shown = ["b0", "'b0 '", "' b0'", "'b  0'"]
+    lines = ok("info", path).out.splitlines()
+    assert all(sum(line.startswith(f"{name} ") for line in lines) == 1 for name in shown)
+    names.append("x" * 300)
+    qemu.bitmap(path, names[-1])
+    lines = ok("info", path).out.splitlines()
+    assert all(lines.count(name) == 1 for name in (*shown, names[-1]))
     assert [b["name"] for b in ok("info", path, "--json").json["bitmaps"]] == names
 
 

@@ -107,6 +107,6 @@ def test_long_names_are_not_broken_over_lines(setup: Setup) -> None:
     """Whoever wants to name a checkpoint copies it from there."""
     name = "before-the-upgrade-of-monday-" * 6
     setup.live.ok("checkpoint", "--device", "disk1", "--name", name)
-    assert f"qcowdelta-{name} " in setup.live.ok("status").out
+    assert f"qcowdelta-{name}\n" in setup.live.ok("status").out
     setup.live.ok("cleanup", "--checkpoints")
     assert setup.live.figures("status")["left_behind"] == []

@@ -164,10 +164,9 @@ def _size(count: int | None) -> str:
 
 
 def print_listing(out: Console, name: str, rows: list[dict[str, Any]]) -> None:
-    """Print a table of what a list has, a row each, and an empty line before it.
+    """Print what a list has, and an empty line before it: a table, or where that is too wide, text.
 
-    Names are in one piece, so that they can be copied: for them the table may get wider than the
-    terminal.
+    Names are in one piece either way, so that they can be copied.
     """
     from rich.markup import escape
     from rich.measure import Measurement
@@ -176,14 +175,34 @@ def print_listing(out: Console, name: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=name.capitalize(), title_justify="left", box=None, pad_edge=False)
     for column in rows[0]:
         table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column in _NAMES)
-    if len(rows) > _SHOWN:
-        table.caption = f"and {len(rows) - _SHOWN} more, which --json lists"
+    rest = f"and {len(rows) - _SHOWN} more, which --json lists" if len(rows) > _SHOWN else None
+    table.caption = rest
     for row in rows[:_SHOWN]:
         table.add_row(*(escape(_cell(column, value)) for column, value in row.items()))
     needed = Measurement.get(out, out.options.update(width=_WIDEST), table).minimum
-    out.width = max(out.width, needed)
     out.print()
-    out.print(table)
+    if needed <= out.width:
+        out.print(table)
+        return
+    out.print(f"[i]{name.capitalize()}[/i]")
+    for row in rows[:_SHOWN]:
+        _print_record(out, row)
+    if rest is not None:
+        out.print(rest)
+
+
+def _print_record(out: Console, row: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    cells = {column: _cell(column, value) for column, value in row.items()}
+    title = next(column for column in (*_NAMES, *cells) if column in cells)
+    told = ", ".join(
+        f"{column.replace('_', ' ')} {text}"
+        for column, text in cells.items()
+        if text and column != title
+    )
+    out.print(Text(cells[title], "bold"), soft_wrap=True)
+    out.print(Text(f"  {told}"), soft_wrap=True)
 
 
 def _cell(column: str, value: Any) -> str:
