@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -359,18 +358,18 @@ def _fill_command(op: Op, start: int, length: int, *, compressed: bool = False) 
     return qemu.write_file_command(start, length, source, compressed=compressed)
 
 
-_FILLS = tempfile.TemporaryDirectory(prefix="qcowdelta-fills-")
-
-
 @cache
 def _fill_file(fill: Fill, seed: int) -> Path:
-    """A file of random bytes, or of compressible ones if mixed; qemu-io repeats it as needed."""
+    """A file of random bytes, or of compressible ones if mixed; qemu-io repeats it as needed.
+
+    It is in memory and has no name of its own, so that a killed test leaves nothing behind.
+    """
     data = random.Random(seed).randbytes(FILL_LENGTH)
     if fill == "mixed":
         data = data.translate(bytes(byte & 0x8F for byte in range(256)))
-    path = Path(_FILLS.name, f"{fill}-{seed}")
-    path.write_bytes(data)
-    return path
+    fd = os.memfd_create(f"qcowdelta-{fill}-{seed}")
+    os.pwrite(fd, data, 0)
+    return Path(f"/proc/{os.getpid()}/fd/{fd}")
 
 
 # --- strategies ---------------------------------------------------------------------------------
