@@ -17,10 +17,10 @@ from .units import align_down, align_up
 
 _SAMPLE = 4096
 _SAMPLES = 64
-# What is stored is learned from so many windows of so many units at least, and less than twice as
-# many: together 32 GiB or more of clusters of 64 KiB, in some tenths of a second.
+# What is stored is learned from all windows of so many units, or of a large disk from so many of
+# them or up to twice as many: 16 GiB or more of clusters of 64 KiB, in some tenths of a second.
 _WINDOWS = 256
-_UNITS = 2048
+_UNITS = 1024
 
 
 def spot_check(old: Image, new: Image, dirty: DirtyRanges, *, samples: int = _SAMPLES) -> int:
