@@ -172,7 +172,8 @@ def test_pipe_that_is_named_is_refused_with_what_to_do(raw_work: Work, tmp_path:
 
 @pytest.mark.parametrize("command_name", ["apply", "convert"])
 def test_output_is_no_stream(raw_work: Work, command_name: str) -> None:
-    words = [command_name, raw_work.patch, "--base", raw_work.base, "-o", "-"]
+    words: list[str | Path] = [command_name, raw_work.patch]
+    words += ["--base", raw_work.base, "-o", "-"]
     assert "has to be a file" in refused(*words)
 
 
