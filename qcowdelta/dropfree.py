@@ -44,8 +44,8 @@ def drop_free(old: Image, new: Image) -> FreeSpace:
     """Return NEW without what differs from OLD in its free space.
 
     Raises:
-        FreeSpaceError: a file system of NEW is not clean, not read or not understood, so that
-            what is free cannot be told.
+        FreeSpaceError: a file system of NEW is not clean, not read or not understood, or its
+            partitions overlap or end beyond the disk, so that what is free cannot be told.
         CorruptImageError: an image cannot be read.
     """
     disk = read_disk(new)
@@ -65,6 +65,11 @@ def _require_sound(new: Image, disk: DiskMap) -> None:
         why = "; ".join(disk.notes) or "it has no partition and no file system"
         raise _refused(new, f"its partitions are not understood: {why}")
     for part, held in zip(disk.partitions, disk.contents, strict=True):
+        if part.disputed:
+            # Free space of one partition may be what another one's files lie in.
+            raise _refused(
+                new, f"its partitions are not understood: partition {part.number}: {part.note}"
+            )
         if part.filesystem in (None, "swap") or held.sound:
             continue
         where = f"partition {part.number}" if part.number else "the disk"

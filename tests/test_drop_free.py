@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import subprocess
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -171,6 +173,58 @@ def test_refuses_a_disk_on_which_nothing_is_known(pair: Pair) -> None:
     noise = pair.folder / "noise.raw"
     noise.write_bytes(disks.content(9, 2 * MIB))
     assert "not understood" in refusal(pair, noise)
+
+
+def two_partitions(pair: Pair, path: Path, first: int, length: int, size: int) -> Path:
+    """A disk with NEW's file system at 1 MiB, and a second partition in MiB, of another one."""
+    disks.partition(disks.blank(path, 400 * MIB), "dos", [disks.Slot(1, 128, "L")])
+    disks.put(path, MIB, pair.new)
+    disks.put(path, first * MIB, disks.make_ext(pair.folder / "other", 40 * MIB, "-t", "ext4"))
+    entry = struct.pack("<B3xB3xII", 0, 0x83, first * MIB // 512, length * MIB // 512)
+    with path.open("r+b") as out:
+        out.seek(446 + 16)
+        out.write(entry)
+        out.truncate(size * MIB)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("first", "length", "size", "why"),
+    [
+        (81, 100, 200, "overlaps the partition before it"),
+        (81, 40, 200, "inside another"),
+        (140, 100, 200, "ends beyond the disk"),
+    ],
+)
+def test_refuses_partitions_that_overlap_or_are_cut(
+    pair: Pair, tmp_path: Path, first: int, length: int, size: int, why: str
+) -> None:
+    disks.require("sfdisk")
+    said = refusal(pair, two_partitions(pair, tmp_path / "new.raw", first, length, size))
+    assert "not understood" in said
+    assert why in said
+
+
+def test_refuses_a_partition_in_which_the_partition_table_lies(pair: Pair, tmp_path: Path) -> None:
+    disks.require("sfdisk")
+    path = disks.blank(tmp_path / "new.raw", 130 * MIB)
+    disks.partition(path, "gpt", [disks.Slot(1, 128, "L")])
+    disks.put(path, MIB, pair.new)
+    with path.open("r+b") as out:
+        set_gpt_end(out, 130 * MIB // 512 - 1)
+    assert "overlaps the partition table" in refusal(pair, path)
+
+
+def set_gpt_end(disk: BinaryIO, last: int) -> None:
+    """Have the first partition end in a sector, with the checksums that go with it."""
+    disk.seek(512)
+    header, entries = bytearray(disk.read(512)), bytearray(disk.read(128 * 128))
+    struct.pack_into("<Q", entries, 40, last)
+    struct.pack_into("<I", header, 88, zlib.crc32(entries))
+    struct.pack_into("<I", header, 16, 0)
+    struct.pack_into("<I", header, 16, zlib.crc32(header[:92]))
+    disk.seek(512)
+    disk.write(header + entries)
 
 
 @pytest.mark.slow

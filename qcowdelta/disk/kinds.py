@@ -64,6 +64,8 @@ class Partition:
         note: why it is not read, or what is wrong with it; None: nothing.
         state: in what state the file system was left.
         gone: whether only OLD has it.
+        disputed: whether the partition table gives space of it to another as well, or more space
+            than the disk has: what it holds may then not be what its file system says.
     """
 
     number: int
@@ -79,6 +81,7 @@ class Partition:
     note: str | None = None
     state: VolumeState = VolumeState.NOT_READ
     gone: bool = False
+    disputed: bool = False
 
     @property
     def stop(self) -> int:

@@ -138,7 +138,9 @@ def _apart(table: PartitionTable, size: int) -> Iterator[Partition]:
             note = "overlaps the partition before it"
         elif stop < part.stop:
             note = "ends beyond the disk"
-        yield replace(part, start=start, length=stop - start, note=note)
+        elif any(begin < stop and start < begin + length for begin, length in table.tables):
+            note = "overlaps the partition table"
+        yield replace(part, start=start, length=stop - start, note=note, disputed=note is not None)
         position = stop
 
 
