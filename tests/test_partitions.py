@@ -136,6 +136,35 @@ def test_entries_that_overlap_or_leave_the_disk_are_cut(disk: Path) -> None:
     assert "overlaps" in str(second.note)
 
 
+def test_a_disk_that_was_cut_off_keeps_its_first_partitions(disk: Path) -> None:
+    disks.partition(disk, "dos", [Slot(1, 20, LINUX), Slot(30, 10, LINUX)])
+    with disk.open("r+b") as out:
+        out.truncate(25 * MIB)
+    table = table_of(disk)
+    assert told(table) == [(1, MIB, 20 * MIB)]
+    assert table.notes == ["partition 2 lies beyond the disk or inside another"]
+
+
+def test_logical_partitions_beyond_a_disk_that_was_cut_off_are_noted(disk: Path) -> None:
+    script = "label: dos\n1MiB 4MiB L\n40MiB 20MiB E\n41MiB 5MiB L\n"
+    disks.run("sfdisk", "-q", disk, stdin=script)
+    with disk.open("r+b") as out:
+        out.truncate(25 * MIB)
+    table = table_of(disk)
+    assert told(table) == [(1, MIB, 4 * MIB)]
+    assert table.notes == ["the logical partitions lie beyond the disk"]
+
+
+def test_a_boot_sector_is_no_table_though_one_of_its_entries_could_be(tmp_path: Path) -> None:
+    disks.require("mkfs.fat")
+    path = disks.make_fat(tmp_path / "fat", 8 * MIB, 12, "X")
+    for slot, first in ((0, MIB // SECTOR), (1, 0x65726F6D)):
+        edit(path, 446 + 16 * slot, struct.pack("<B3xB3xII", 0, 0x83, first, 100))
+    for slot in (2, 3):
+        edit(path, 446 + 16 * slot, bytes(16))
+    assert [part.number for part in map_of(path).partitions] == [0]
+
+
 def test_a_chain_of_logical_partitions_without_end_is_left(disk: Path) -> None:
     script = "label: dos\n6MiB 40MiB E\n7MiB 5MiB L\n14MiB 6MiB L\n"
     disks.run("sfdisk", "-q", disk, stdin=script)

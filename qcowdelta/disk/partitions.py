@@ -108,7 +108,7 @@ def read_partitions(disk: Volume, *, bare: bool = False) -> PartitionTable:
     Args:
         disk: the disk.
         bare: whether a file system is known to begin at the disk's first sector; then an MBR
-            counts only where it has a partition, none of which begins there.
+            counts only where it has a partition, none of which begins there or beyond the disk.
 
     Returns:
         The table; with scheme ``none`` where there is none.
@@ -118,7 +118,7 @@ def read_partitions(disk: Volume, *, bare: bool = False) -> PartitionTable:
     """
     table = _read_gpt(disk)
     if table is None:
-        table = _read_mbr(disk)
+        table = _read_mbr(disk, bare=bare)
         if bare and not table.partitions:
             table = PartitionTable()
     table.partitions = list(_apart(table, disk.length))
@@ -154,12 +154,15 @@ def _parse_mbr(disk: Volume, offset: int) -> Any | None:
     return parse(Mbr, data, path=disk.path, offset=disk.start + offset, name="Mbr")
 
 
-def _read_mbr(disk: Volume) -> PartitionTable:
+def _read_mbr(disk: Volume, *, bare: bool) -> PartitionTable:
     mbr = _parse_mbr(disk, 0)
     if mbr is None or any(e.boot not in (0, 0x80) for e in mbr.entries):
         return PartitionTable()
     used = [(n, e) for n, e in enumerate(mbr.entries, 1) if e.type and e.count]
-    if not used or any(e.first == 0 or e.first * SECTOR >= disk.length for _, e in used):
+    # A boot sector's code looks like entries that begin anywhere. Where it can be no boot sector,
+    # one entry inside the disk is enough: a disk that was cut off keeps its first partitions.
+    inside = [e.first * SECTOR < disk.length for _, e in used]
+    if any(e.first == 0 for _, e in used) or not (all(inside) if bare else any(inside)):
         return PartitionTable()
     table = PartitionTable("mbr", tables=[(0, SECTOR)])
     for number, entry in used:
@@ -177,6 +180,9 @@ def _mbr_partition(number: int, entry: Any, base: int) -> Partition:
 
 def _read_logical(disk: Volume, base: int, table: PartitionTable) -> None:
     """Follow the chain of extended boot records, each of which names a partition and the next."""
+    if base * SECTOR >= disk.length:
+        table.notes.append("the logical partitions lie beyond the disk")
+        return
     at, seen, number = base, set[int](), 5
     while at not in seen and len(seen) < _MAX_LOGICAL and at * SECTOR < disk.length:
         seen.add(at)
