@@ -6,6 +6,7 @@ import functools
 import os
 import random
 import re
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -439,6 +440,94 @@ def test_a_dirty_ntfs_is_told(tmp_path: Path) -> None:
     data[value + 10] |= 1
     path.write_bytes(data)
     assert contents_of(path).state is VolumeState.DIRTY
+
+
+def restart_page(lsn: int, *, in_use: bool, closed: bool) -> bytes:
+    """One of the two pages with which the log of an NTFS begins; it has one client."""
+    size, place = 4096, 64
+    free, used = (0xFFFF, 0) if in_use else (0, 0xFFFF)
+    area = struct.pack("<QHHHHIHHQIHHII", lsn, 1, free, used, 2 if closed else 0, 67 - 22, 64 + 160,
+                       64, 2 * MIB, 0, 48, 64, 1, 0).ljust(64, b"\0")  # fmt: skip
+    client = struct.pack("<QQHHHHII", lsn, 0, 0xFFFF, 0xFFFF, 0, 0, 0, 8)
+    client += "NTFS".encode("utf-16-le").ljust(128, b"\0")
+    head = struct.pack("<4sHHQIIHHH", b"RSTR", 30, 9, 0, size, size, place, 1, 1)
+    page = bytearray((head.ljust(place, b"\0") + area + client).ljust(size, b"\0"))
+    # The last two bytes of each sector are a number, and what belongs there is behind it.
+    struct.pack_into("<H", page, 30, 7)
+    for end in range(510, size, 512):
+        struct.pack_into("<H", page, end, 7)
+    return bytes(page)
+
+
+OPEN = {"in_use": True, "closed": False}
+CLOSED = {"in_use": True, "closed": True}
+UNUSED = {"in_use": False, "closed": False}
+
+
+@pytest.mark.parametrize(
+    ("pages", "state"),
+    [
+        ([(9, OPEN), (8, CLOSED)], VolumeState.NEEDS_RECOVERY),
+        ([(8, CLOSED), (9, OPEN)], VolumeState.NEEDS_RECOVERY),
+        ([(9, CLOSED), (8, OPEN)], VolumeState.CLEAN),
+        ([(9, CLOSED), (9, CLOSED)], VolumeState.CLEAN),
+        ([(9, UNUSED), (9, UNUSED)], VolumeState.CLEAN),
+    ],
+)
+def test_an_ntfs_whose_log_is_open_has_to_be_recovered(
+    tmp_path: Path, pages: list[tuple[int, dict[str, bool]]], state: VolumeState
+) -> None:
+    with_tsk("mkfs.ntfs")
+    path = disks.make_ntfs(tmp_path / "ntfs", 16 * MIB, "X")
+    write_log(path, b"".join(restart_page(lsn, **how) for lsn, how in pages))
+    found = contents_of(path)
+    assert (found.state, found.sound) == (state, state is VolumeState.CLEAN)
+    if disks.find("ntfs-3g.probe"):
+        unclean = 15
+        wanted = unclean if state is VolumeState.NEEDS_RECOVERY else 0
+        disks.run("ntfs-3g.probe", "--readwrite", path, accept=(wanted,))
+
+
+@pytest.mark.parametrize(
+    "log",
+    [bytes(8192), b"CHKD" + bytes(8188), b"RSTR" + b"\xff" * 8188, disks.content(1, 8192)],
+    ids=["zeros", "checked", "absurd", "noise"],
+)
+def test_an_ntfs_whose_log_is_not_understood_is_not_clean(tmp_path: Path, log: bytes) -> None:
+    with_tsk("mkfs.ntfs")
+    path = disks.make_ntfs(tmp_path / "ntfs", 16 * MIB, "X")
+    write_log(path, log)
+    assert contents_of(path).state is VolumeState.NEEDS_RECOVERY
+
+
+def write_log(path: Path, data: bytes) -> None:
+    """Write the beginning of an NTFS's log: all that is ones in an empty file system."""
+    at = path.read_bytes().index(b"\xff" * 65536)
+    with path.open("r+b") as out:
+        out.seek(at)
+        out.write(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "state"),
+    [
+        ("hiberfil.sys", b"hibr".ljust(8192, b"x"), VolumeState.DIRTY),
+        ("HIBERFIL.SYS", b"HIBR".ljust(8192, b"x"), VolumeState.DIRTY),
+        ("hiberfil.sys", b"hibr", VolumeState.DIRTY),
+        ("hiberfil.sys", b"wake".ljust(8192, b"x"), VolumeState.CLEAN),
+        ("hiberfil.sys", bytes(8192), VolumeState.CLEAN),
+        ("hiberfil.old", b"hibr".ljust(8192, b"x"), VolumeState.CLEAN),
+    ],
+)
+def test_an_ntfs_on_which_windows_is_hibernated_is_told(
+    tmp_path: Path, name: str, head: bytes, state: VolumeState
+) -> None:
+    with_tsk("mkfs.ntfs", "ntfscp")
+    path = disks.make_ntfs(tmp_path / "ntfs", 16 * MIB, "X")
+    disks.put_ntfs(path, tmp_path, name, head)
+    found = contents_of(path)
+    assert (found.state, found.sound) == (state, state is VolumeState.CLEAN)
+    assert any("hibernated" in note for note in found.notes) == (state is VolumeState.DIRTY)
 
 
 class TestWithoutAndAgainstTheSleuthKit:

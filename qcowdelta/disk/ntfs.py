@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from construct import Const, Int16ul, Int32ul, Int64ul, Struct
 
 from ..units import MIB
 from .contents import Contents, UnreadableError
@@ -12,7 +13,7 @@ from .files import Type
 from .kinds import SpaceKind, VolumeState
 from .space import Spaces, apart, nothing, spaces, stops, tile
 from .told import Heard, claims, hear, used_and_free
-from .tsk import ask_tsk
+from .tsk import Told, ask_tsk
 from .volume import Volume
 
 _DATA, _INDEX, _BITMAP_ATTRIBUTE = 128, 160, 176
@@ -23,6 +24,35 @@ _SHOWN = {_ROOT, 11}
 """The root and ``$Extend`` are directories with files of interest; other metadata has no name."""
 _DIRTY = 0x1
 _AT_ONCE = 4 * MIB
+_HIBERNATION_FILE = "hiberfil.sys"
+_HIBERNATION_HEADER = 4096
+_HIBERNATED = {b"hibr", b"HIBR"}
+_RESTART_PLACES = (0, *(512 << n for n in range(8)))
+"""Restart pages are the first two of the log, of whatever size pages are."""
+_MAX_RESTART_AREA = 510 - 16
+"""The last two bytes of a sector are kept elsewhere."""
+_NO_CLIENT = 0xFFFF
+_LOG_IS_CLEAN = 0x2
+
+RestartPage = Struct(
+    "magic" / Const(b"RSTR"),
+    "fixup_offset" / Int16ul,
+    "fixups" / Int16ul,
+    "checked_to" / Int64ul,
+    "system_page_size" / Int32ul,
+    "log_page_size" / Int32ul,
+    "area_offset" / Int16ul,
+    "version" / Int32ul,
+)
+"""At the beginning of ``$LogFile``, twice; what counts is the newer one."""
+
+RestartArea = Struct(
+    "lsn" / Int64ul,
+    "clients" / Int16ul,
+    "first_free_client" / Int16ul,
+    "first_client_in_use" / Int16ul,
+    "flags" / Int16ul,
+)
 
 
 def read_ntfs(volume: Volume) -> Contents:
@@ -43,7 +73,14 @@ def read_ntfs(volume: Volume) -> Contents:
     taken, twice = apart(claims(heard, _kind_of, cluster, 0), limit)
     free = _free(volume, heard, cluster, limit)
     whole, notes = used_and_free(taken, free, twice, "bitmap")
-    state = _state(told.facts, damaged=bool(notes))
+    state = VolumeState.DAMAGED if notes else VolumeState.CLEAN
+    if not _log_is_clean(volume, heard):
+        state = VolumeState.NEEDS_RECOVERY
+    hibernated = _is_hibernated(volume, told, heard)
+    if hibernated:
+        notes.append("Windows is hibernated on it, or was shut down for a fast start")
+    if hibernated or int(told.facts.get("flags", _DIRTY)) & _DIRTY:
+        state = VolumeState.DIRTY
     heard.files.opaque |= heard.files.inode < _METADATA_FILES
     return Contents(
         tile(whole, volume.length, SpaceKind.UNKNOWN),
@@ -56,10 +93,57 @@ def read_ntfs(volume: Volume) -> Contents:
     )
 
 
-def _state(facts: dict[str, Any], *, damaged: bool) -> VolumeState:
-    if int(facts.get("flags", _DIRTY)) & _DIRTY:
-        return VolumeState.DIRTY
-    return VolumeState.DAMAGED if damaged else VolumeState.CLEAN
+def _log_is_clean(volume: Volume, heard: Heard) -> bool:
+    """Tell whether ``$LogFile`` says that nothing has to be replayed: it is empty, or was closed.
+
+    A volume that is mounted, or whose system crashed, has it open, whatever its flags say.
+    """
+    head = _beginning(volume, heard, _LOG, 2 * _RESTART_PLACES[-1])
+    pages = [head[at : at + 512] for at in _RESTART_PLACES if head[at : at + 4] == b"RSTR"]
+    areas = [_restart_area(page) for page in pages]
+    if not areas:
+        return bool(head) and head == b"\xff" * len(head)
+    known = [area for area in areas if area is not None]
+    if len(known) < len(areas):
+        return False
+    newest = max(area.lsn for area in known)
+    return all(
+        area.first_client_in_use == _NO_CLIENT or area.flags & _LOG_IS_CLEAN
+        for area in known
+        if area.lsn == newest
+    )
+
+
+def _restart_area(page: bytes) -> Any | None:
+    """Return the restart area of a restart page; None: it is not where it could be."""
+    if len(page) < 512:
+        return None
+    offset = RestartPage.parse(page).area_offset
+    if not RestartPage.sizeof() <= offset <= _MAX_RESTART_AREA:
+        return None
+    return RestartArea.parse(page[offset:])
+
+
+def _is_hibernated(volume: Volume, told: Told, heard: Heard) -> bool:
+    """Tell whether the root has a hibernation file that is in use, or is none of a known kind."""
+    for parent, inode, name in told.names:
+        if parent == _ROOT and name.lower() == _HIBERNATION_FILE:
+            head = _beginning(volume, heard, inode, _HIBERNATION_HEADER)
+            return len(head) < _HIBERNATION_HEADER or head[:4] in _HIBERNATED
+    return False
+
+
+def _beginning(volume: Volume, heard: Heard, inode: int, length: int) -> bytes:
+    """Return the first bytes of a file's clusters, fewer where it has no more."""
+    data = bytearray()
+    for one in heard.attributes:
+        if one.inode != inode or one.kind != _DATA:
+            continue
+        for start, size, offset in one.runs:
+            if offset != len(data) or len(data) >= length:
+                break
+            data += volume.read(start, min(size, length - len(data)))
+    return bytes(data)
 
 
 def _kind_of(inode: int, type_: int, attribute: int) -> tuple[SpaceKind, bool]:
