@@ -411,6 +411,52 @@ def test_a_mounted_fat_is_told(tmp_path: Path) -> None:
     assert contents_of(path).state is VolumeState.DIRTY
 
 
+@pytest.mark.parametrize(("bits", "size"), [(12, 4), (16, 32), (32, 64)])
+def test_a_fat_that_was_cut_off_is_damaged(tmp_path: Path, bits: int, size: int) -> None:
+    with_tsk("mkfs.fat")
+    path = disks.make_fat(tmp_path / "fat", size * MIB, bits, "LABEL")
+    os.truncate(path, size * MIB // 2)
+    found = contents_of(path)
+    assert (found.state, found.sound) == (VolumeState.DAMAGED, False)
+    assert found.notes == ["it is larger than its partition"]
+
+
+def test_an_exfat_that_was_cut_off_is_damaged(tmp_path: Path) -> None:
+    with_tsk("mkfs.exfat")
+    path = disks.blank(tmp_path / "exfat", 16 * MIB)
+    disks.run("mkfs.exfat", path)
+    os.truncate(path, 12 * MIB)
+    found = contents_of(path)
+    assert not found.sound
+
+
+@pytest.mark.parametrize(("bits", "size"), [(12, 4), (16, 32), (32, 64)])
+def test_a_fat_whose_tables_differ_is_damaged(tmp_path: Path, bits: int, size: int) -> None:
+    with_tsk("mkfs.fat", "mcopy")
+    path = disks.make_fat(tmp_path / "fat", size * MIB, bits, "LABEL")
+    disks.put_fat(path, tmp_path, "file", disks.content(2, 300_000))
+    boot = path.read_bytes()[:512]
+    sector, reserved = struct.unpack_from("<H", boot, 11)[0], struct.unpack_from("<H", boot, 14)[0]
+    length = struct.unpack_from("<H", boot, 22)[0] or struct.unpack_from("<I", boot, 36)[0]
+    with path.open("r+b") as out:
+        out.seek((reserved + length) * sector + 24)
+        out.write(bytes(24))
+    found = contents_of(path)
+    assert (found.state, found.sound) == (VolumeState.DAMAGED, False)
+    assert found.notes == ["its tables are not the same"]
+
+
+def test_a_fat_of_whose_tables_one_is_in_use_is_not_relied_on(tmp_path: Path) -> None:
+    with_tsk("mkfs.fat")
+    path = disks.make_fat(tmp_path / "fat", 64 * MIB, 32, "LABEL")
+    with path.open("r+b") as out:
+        out.seek(40)
+        out.write(b"\x81\0")
+    found = contents_of(path)
+    assert not found.sound
+    assert found.notes == ["only one of its tables is kept up to date"]
+
+
 def test_ntfs_is_read(tmp_path: Path) -> None:
     with_tsk("mkfs.ntfs", "ntfscp")
     path = disks.make_ntfs(tmp_path / "ntfs", 16 * MIB, "Größe")

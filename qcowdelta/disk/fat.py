@@ -45,6 +45,7 @@ _AT_ONCE = 3 * MIB  # whole entries of 12, 16 and 32 bits
 _VIRTUAL_FILES = (b"$MBR", b"$FAT1", b"$FAT2", b"$ALLOC_BITMAP", b"$UPCASE_TABLE", b"$VOLUME_GUID")
 _LABEL_ENTRY = " (Volume Label Entry)"
 _EXFAT_DIRTY = 0x2
+_NOT_MIRRORED = 0x80
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class _Shape:
         data: where the first cluster is.
         cluster, clusters: the size of a cluster, and how many there are.
         dirty: whether the boot sector says that it was not unmounted.
+        mirrored: whether all tables are kept the same; otherwise one of them is in use.
     """
 
     bits: int
@@ -69,6 +71,7 @@ class _Shape:
     cluster: int
     clusters: int
     dirty: bool
+    mirrored: bool = True
 
     @property
     def stop(self) -> int:
@@ -91,7 +94,10 @@ def read_fat(volume: Volume) -> Contents:
         for first, values in table
         for begin, length in [_runs_of_zeros(values, first, shape)]
     ]
-    return _contents(volume, shape, told, free, dirty=shape.dirty or table.dirty)
+    wrong = ["its tables are not the same"] if table.differs else []
+    if not shape.mirrored:
+        wrong.append("only one of its tables is kept up to date")
+    return _contents(volume, shape, told, free, wrong, dirty=shape.dirty or table.dirty)
 
 
 def read_exfat(volume: Volume) -> Contents:
@@ -103,11 +109,12 @@ def read_exfat(volume: Volume) -> Contents:
     """
     shape = _exfat_shape(volume)
     told = ask_tsk(volume, "EXFAT")
-    return _contents(volume, shape, told, _exfat_free(volume, shape, told), dirty=shape.dirty)
+    free = _exfat_free(volume, shape, told)
+    return _contents(volume, shape, told, free, [], dirty=shape.dirty)
 
 
 def _contents(
-    volume: Volume, shape: _Shape, told: Told, free: list[Spaces], *, dirty: bool
+    volume: Volume, shape: _Shape, told: Told, free: list[Spaces], wrong: list[str], *, dirty: bool
 ) -> Contents:
     virtual = _hide_virtual(told)
     heard = hear(told, lambda _: True)
@@ -123,6 +130,9 @@ def _contents(
     taken = over(fixed, taken)
     unused, _ = apart(np.concatenate(free) if free else nothing(), limit)
     whole, notes = used_and_free(taken, unused, twice, "table")
+    notes += wrong
+    if shape.stop > volume.length:
+        notes.append("it is larger than its partition")
     state = VolumeState.DAMAGED if notes else VolumeState.CLEAN
     state = VolumeState.DIRTY if dirty else state
     return Contents(
@@ -179,15 +189,21 @@ def _fat_shape(volume: Volume) -> _Shape:
         raise UnreadableError("its boot sector is damaged")
     dirty = bool(head[65 if bits == 32 else 37] & 1)
     fat = boot.reserved * sector
-    return _Shape(bits, fat, boot.fats, fat_length, root, data, cluster, clusters, dirty)
+    mirrored = bits != 32 or not boot.flags & _NOT_MIRRORED
+    return _Shape(bits, fat, boot.fats, fat_length, root, data, cluster, clusters, dirty, mirrored)
 
 
 class _Table:
-    """The entries of the first table, a part at a time, behind the number of the first one."""
+    """The entries of the first table, a part at a time, behind the number of the first one.
+
+    Attributes:
+        dirty: whether an entry says that the file system is mounted.
+        differs: whether another table that should be the same is not. Both are known at the end.
+    """
 
     def __init__(self, volume: Volume, shape: _Shape) -> None:
         self._volume, self._shape = volume, shape
-        self.dirty = False
+        self.dirty = self.differs = False
 
     def __iter__(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         shape = self._shape
@@ -195,11 +211,19 @@ class _Table:
         length = min(shape.fat_length, -(-entries * shape.bits // 8))
         for at in range(0, length, _AT_ONCE):
             data = self._volume.read(shape.fat + at, min(_AT_ONCE, length - at))
+            if shape.mirrored:
+                self._hold_others(at, data)
             values = _decode(data, shape.bits)
             first = at * 8 // shape.bits
             if first == 0:
                 self._look_at_state(values)
             yield first, values[: entries - first]
+
+    def _hold_others(self, at: int, data: bytes) -> None:
+        """Hold a part of the first table against the same part of the others."""
+        for number in range(1, self._shape.fats):
+            start = self._shape.fat + number * self._shape.fat_length
+            self.differs |= self._volume.read(start + at, len(data)) != data
 
     def _look_at_state(self, values: npt.NDArray[Any]) -> None:
         """Entry 1 has a bit that is cleared while the file system is mounted."""
