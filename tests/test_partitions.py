@@ -119,6 +119,37 @@ def test_the_backup_is_read_where_the_first_gpt_is_damaged(disk: Path) -> None:
     assert "backup" in table.notes[0]
 
 
+@pytest.mark.parametrize("name", ["ext4", "fat16", "ntfs"])
+def test_a_file_system_made_over_a_gpt_counts_and_not_the_backup(disk: Path, name: str) -> None:
+    disks.require("mke2fs", "mkfs.fat", "mkfs.ntfs")
+    disks.partition(disk, "gpt", [Slot(1, 5, LINUX)])
+    backup = disk.read_bytes()[-33 * SECTOR :]
+    if name == "ext4":
+        disks.make_ext(disk, 64 * MIB, "-t", name)
+    elif name == "fat16":
+        disks.make_fat(disk, 64 * MIB, 16, "X")
+    else:
+        disks.make_ntfs(disk, 64 * MIB, "X")
+    edit(disk, 64 * MIB - 33 * SECTOR, backup)
+    (part,) = map_of(disk).partitions
+    assert (part.number, part.length, part.filesystem) == (0, 64 * MIB, name)
+
+
+def test_the_backup_is_read_where_the_disk_s_start_was_wiped(disk: Path) -> None:
+    disks.partition(disk, "gpt", [Slot(1, 5, LINUX)])
+    wanted = told(table_of(disk))
+    edit(disk, 0, bytes(64 * 1024))
+    assert [(p.number, p.start, p.length) for p in map_of(disk).partitions] == wanted
+
+
+def test_the_backup_is_read_where_the_mbr_speaks_of_it(disk: Path) -> None:
+    """Though something at the disk's start looks like a file system."""
+    disks.partition(disk, "gpt", [Slot(1, 5, LINUX)])
+    wanted = told(table_of(disk))
+    edit(disk, 1024 + 56, b"\x53\xef")
+    assert [(p.number, p.start, p.length) for p in map_of(disk).partitions] == wanted
+
+
 def test_both_copies_of_a_gpt_are_partition_table(disk: Path) -> None:
     disks.partition(disk, "gpt", [Slot(1, 5, LINUX)])
     found = map_of(disk)

@@ -81,7 +81,8 @@ def read_disk(image: Image) -> DiskMap:
     """
     disk = Volume.of(image, image.path)
     whole = probe(disk)
-    table = read_partitions(disk, bare=whole is not None and whole.filesystem in _AT_THE_START)
+    bare = whole is not None and whole.filesystem in _AT_THE_START
+    table = read_partitions(disk, bare=bare, held=whole is not None)
     if table.scheme == "none" and whole is not None:
         table.partitions = [Partition(0, 0, disk.length, "none")]
     contents: list[Contents] = []

@@ -102,13 +102,16 @@ class PartitionTable:
     notes: list[str] = field(default_factory=list)
 
 
-def read_partitions(disk: Volume, *, bare: bool = False) -> PartitionTable:
+def read_partitions(disk: Volume, *, bare: bool = False, held: bool = False) -> PartitionTable:
     """Read a disk's partition table.
 
     Args:
         disk: the disk.
         bare: whether a file system is known to begin at the disk's first sector; then an MBR
             counts only where it has a partition, none of which begins there or beyond the disk.
+        held: whether anything is known to begin at the disk's start; then the backup of a GPT
+            counts only where a protective MBR says that there is one: it outlives what is made
+            over the rest.
 
     Returns:
         The table; with scheme ``none`` where there is none.
@@ -116,7 +119,7 @@ def read_partitions(disk: Volume, *, bare: bool = False) -> PartitionTable:
     Raises:
         CorruptImageError: the image cannot be read.
     """
-    table = _read_gpt(disk)
+    table = _read_gpt(disk, backup=not held or _is_protected(disk))
     if table is None:
         table = _read_mbr(disk, bare=bare)
         if bare and not table.partitions:
@@ -204,12 +207,17 @@ def _read_logical(disk: Volume, base: int, table: PartitionTable) -> None:
 # --- GPT ----------------------------------------------------------------------------------------
 
 
-def _read_gpt(disk: Volume) -> PartitionTable | None:
+def _is_protected(disk: Volume) -> bool:
+    """Tell whether the MBR is one that keeps programs that know no GPT away."""
+    mbr = _parse_mbr(disk, 0)
+    return mbr is not None and any(e.type == _PROTECTIVE and e.first == 1 for e in mbr.entries)
+
+
+def _read_gpt(disk: Volume, *, backup: bool) -> PartitionTable | None:
     for sector in _SECTOR_SIZES:
         primary = _gpt_at(disk, sector, sector)
         last = (disk.length // sector - 1) * sector
-        backup = _gpt_at(disk, last, sector) if primary is None else None
-        found = primary or backup
+        found = primary or (_gpt_at(disk, last, sector) if backup else None)
         if found is not None:
             table = _table_of(disk, *found, sector)
             if primary is None:
