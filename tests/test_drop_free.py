@@ -215,6 +215,18 @@ def test_refuses_a_partition_in_which_the_partition_table_lies(pair: Pair, tmp_p
     assert "overlaps the partition table" in refusal(pair, path)
 
 
+def test_refuses_a_gpt_of_which_both_copies_are_gone(pair: Pair, tmp_path: Path) -> None:
+    disks.require("sfdisk")
+    path = disks.blank(tmp_path / "new.raw", 130 * MIB)
+    disks.partition(path, "gpt", [disks.Slot(1, 128, "L")])
+    disks.put(path, MIB, pair.new)
+    with path.open("r+b") as out:
+        for place in (512, 130 * MIB - 512):
+            out.seek(place)
+            out.write(bytes(512))
+    assert "the GPT is damaged" in refusal(pair, path)
+
+
 def set_gpt_end(disk: BinaryIO, last: int) -> None:
     """Have the first partition end in a sector, with the checksums that go with it."""
     disk.seek(512)

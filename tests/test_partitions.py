@@ -150,6 +150,26 @@ def test_the_backup_is_read_where_the_mbr_speaks_of_it(disk: Path) -> None:
     assert [(p.number, p.start, p.length) for p in map_of(disk).partitions] == wanted
 
 
+def test_a_gpt_of_which_both_copies_are_gone_is_told(disk: Path) -> None:
+    disks.partition(disk, "gpt", [Slot(1, 5, LINUX)])
+    for place in (512, 64 * MIB - 512):
+        edit(disk, place, bytes(512))
+    found = map_of(disk)
+    assert found.partitions == ()
+    assert found.notes == (
+        "the GPT is damaged, and so is its backup: its partitions are not known",
+    )
+    assert found.spaces["kind"].tolist() == [SpaceKind.PARTITION_TABLE, SpaceKind.UNKNOWN]
+
+
+def test_partitions_beside_a_gpt_that_is_gone_are_kept(disk: Path) -> None:
+    disks.partition(disk, "dos", [Slot(1, 5, LINUX), Slot(10, 20, LINUX)])
+    edit(disk, 446 + 4, b"\xee")
+    found = map_of(disk)
+    assert [(p.number, p.start) for p in found.partitions] == [(2, 10 * MIB)]
+    assert "the GPT is damaged" in found.notes[0]
+
+
 def test_both_copies_of_a_gpt_are_partition_table(disk: Path) -> None:
     disks.partition(disk, "gpt", [Slot(1, 5, LINUX)])
     found = map_of(disk)

@@ -163,7 +163,7 @@ def _assemble(
     if starts.size:
         index = np.where((index >= 0) & (found["start"] < ends[index]), index, -1)
     notes = list(table.notes)
-    if table.scheme == "none" and not partitions:
+    if table.scheme == "none" and not partitions and not notes:
         notes.append("it has no partition table and no file system that is known here")
     return DiskMap(
         size, tuple(partitions), tuple(contents), found, tuple(owners), index, tuple(notes)

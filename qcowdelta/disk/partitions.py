@@ -169,11 +169,22 @@ def _read_mbr(disk: Volume, *, bare: bool) -> PartitionTable:
         return PartitionTable()
     table = PartitionTable("mbr", tables=[(0, SECTOR)])
     for number, entry in used:
-        if entry.type in _EXTENDED:
+        if entry.type == _PROTECTIVE:
+            _note_lost_gpt(table)
+        elif entry.type in _EXTENDED:
             _read_logical(disk, entry.first, table)
         else:
             table.partitions.append(_mbr_partition(number, entry, 0))
+    if all(entry.type == _PROTECTIVE for _, entry in used):
+        table.scheme = "none"
     return table
+
+
+def _note_lost_gpt(table: PartitionTable) -> None:
+    """Note that a GPT should be there; an MBR counts only where none was found."""
+    note = "the GPT is damaged, and so is its backup: its partitions are not known"
+    if note not in table.notes:
+        table.notes.append(note)
 
 
 def _mbr_partition(number: int, entry: Any, base: int) -> Partition:
