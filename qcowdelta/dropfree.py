@@ -13,7 +13,7 @@ import numpy as np
 
 from .diff import ImageDelta
 from .disk.diskmap import DiskMap, read_disk
-from .disk.kinds import Partition
+from .disk.kinds import Partition, VolumeState
 from .errors import FreeSpaceError, printable
 from .extents import Offsets
 from .image import Image
@@ -21,6 +21,14 @@ from .spliced import SplicedImage
 from .units import SECTOR
 
 _GRANULARITY = 4096  # file systems seldom allocate less
+_SHUT_DOWN = "shut down what uses it, entirely, so that it is unmounted, or "
+_CHECK = "check it (fsck, chkdsk), or "
+_REMEDIES = {
+    VolumeState.DIRTY: _SHUT_DOWN + _CHECK,
+    VolumeState.NEEDS_RECOVERY: _SHUT_DOWN + _CHECK,
+    VolumeState.ERRORS: _CHECK,
+    VolumeState.DAMAGED: _CHECK,
+}
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,15 @@ def _require_sound(new: Image, disk: DiskMap) -> None:
             continue
         where = f"partition {part.number}" if part.number else "the disk"
         why = part.note or f"its state is: {held.state.value}"
-        raise _refused(new, f"{where} ({part.filesystem}) does not tell what is free: {why}")
+        raise _refused(
+            new, f"{where} ({part.filesystem}) does not tell what is free: {why}", held.state
+        )
 
 
-def _refused(new: Image, why: str) -> FreeSpaceError:
-    return FreeSpaceError(
-        f"{printable(new.path)}: {why}; unmount it, and check it (fsck) where it is damaged, or do "
-        "without --drop-free"
-    )
+def _refused(new: Image, why: str, state: VolumeState = VolumeState.NOT_READ) -> FreeSpaceError:
+    """Return a refusal, with what helps a file system in that state, if anything does."""
+    remedy = _REMEDIES.get(state, "")
+    return FreeSpaceError(f"{printable(new.path)}: {why}; {remedy}do without --drop-free")
 
 
 def _whole_sectors(found: list[Offsets]) -> Offsets:

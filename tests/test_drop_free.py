@@ -156,7 +156,9 @@ def changed(pair: Pair, name: str, *commands: str) -> Path:
 
 def test_refuses_a_file_system_that_was_not_unmounted(pair: Pair) -> None:
     dirty = changed(pair, "dirty.raw", "set_super_value state 0")
-    assert "does not tell what is free" in refusal(pair, dirty)
+    said = refusal(pair, dirty)
+    assert "does not tell what is free" in said
+    assert "shut down" in said
 
 
 def test_refuses_a_journal_that_has_to_be_replayed(pair: Pair) -> None:
@@ -166,13 +168,17 @@ def test_refuses_a_journal_that_has_to_be_replayed(pair: Pair) -> None:
 
 def test_refuses_bitmaps_that_contradict_the_files(pair: Pair) -> None:
     freed = changed(pair, "freed.raw", "freeb 2000 4000")
-    assert "does not tell what is free" in refusal(pair, freed)
+    said = refusal(pair, freed)
+    assert "does not tell what is free" in said
+    assert "fsck" in said
 
 
 def test_refuses_a_disk_on_which_nothing_is_known(pair: Pair) -> None:
     noise = pair.folder / "noise.raw"
     noise.write_bytes(disks.content(9, 2 * MIB))
-    assert "not understood" in refusal(pair, noise)
+    said = refusal(pair, noise)
+    assert "not understood" in said
+    assert "fsck" not in said
 
 
 def two_partitions(pair: Pair, path: Path, first: int, length: int, size: int) -> Path:
@@ -243,7 +249,9 @@ def set_gpt_end(disk: BinaryIO, last: int) -> None:
 def test_refuses_a_disk_with_a_partition_that_is_not_read(pair: Pair, tmp_path: Path) -> None:
     disks.require("sfdisk", "mkfs.ntfs", "ntfscp", "mkfs.fat", "mcopy", "mkswap")
     disk = disks.make_disk(tmp_path)
-    assert "partition 5 (luks)" in refusal(pair, disk.new)
+    said = refusal(pair, disk.new)
+    assert "partition 5 (luks)" in said
+    assert "fsck" not in said
 
 
 @pytest.mark.slow
