@@ -60,6 +60,14 @@ def shared_window() -> Iterator[Browser]:
 
 
 @pytest.fixture
+def blank_window(shared_window: Browser) -> Browser:
+    """The window, with nothing in its log of what other tests did."""
+    shared_window.complaints()
+    shared_window.window(1280, 900)
+    return shared_window
+
+
+@pytest.fixture
 def window(shared_window: Browser, shown: Path) -> Browser:
     """The page, just opened, in light colours."""
     shared_window.window(1280, 900)
@@ -529,23 +537,22 @@ def test_without_scripts_the_figures_are_there(
 
 @in_browser
 @pytest.mark.parametrize("kind", ["nothing", "no files", "one cell"])
-def test_a_page_of_little_works(shared_window: Browser, tmp_path: Path, kind: str) -> None:
+def test_a_page_of_little_works(blank_window: Browser, tmp_path: Path, kind: str) -> None:
     old, new = tmp_path / "old.raw", tmp_path / "new.raw"
     size = 512 if kind == "one cell" else 1 << 20
     old.write_bytes(bytes(size))
     new.write_bytes(bytes(size) if kind == "nothing" else b"x" * size)
     out = tmp_path / "page.html"
     ok("inspect", old, new, "--html", out)
-    shared_window.window(1280, 900)
-    shared_window.open(out)
-    assert shared_window.run("return document.documentElement.dataset.ready") == "yes"
-    shared_window.point("#map", 0.5, 0.5)
-    assert "of the disk" in shared_window.text("#tip")
-    assert shared_window.complaints() == []
+    blank_window.open(out)
+    assert blank_window.run("return document.documentElement.dataset.ready") == "yes"
+    blank_window.point("#map", 0.5, 0.5)
+    assert "of the disk" in blank_window.text("#tip")
+    assert blank_window.complaints() == []
 
 
 @in_browser
-def test_the_page_of_a_patch_alone_works(shared_window: Browser, tmp_path: Path) -> None:
+def test_the_page_of_a_patch_alone_works(blank_window: Browser, tmp_path: Path) -> None:
     old, new = tmp_path / "old.qcow2", tmp_path / "new.qcow2"
     qemu.create(old, 4 << 20)
     qemu.create(new, 4 << 20)
@@ -553,10 +560,10 @@ def test_the_page_of_a_patch_alone_works(shared_window: Browser, tmp_path: Path)
     patch, out = tmp_path / "new.qcpatch", tmp_path / "page.html"
     ok("diff", old, new, "-o", patch)
     ok("inspect", patch, "--html", out)
-    shared_window.open(out)
-    assert "64 KiB changed" in shared_window.text(".lead")
-    assert "not attributed" in shared_window.text("#kinds")
-    assert shared_window.complaints() == []
+    blank_window.open(out)
+    assert "64 KiB changed" in blank_window.text(".lead")
+    assert "not attributed" in blank_window.text("#kinds")
+    assert blank_window.complaints() == []
 
 
 def test_statuses_and_types_all_have_their_look() -> None:
