@@ -241,8 +241,20 @@ def test_no_files_looks_at_no_file_system(pair: tuple[Path, Path]) -> None:
     found = valid(ok("inspect", *pair, "--json", "--no-files").json)
     assert found["files"] == []
     assert list(found["space"]) == ["unknown"]
+    assert (found["old"], found["new"]) == (whole["old"], whole["new"])
     for name in ("changed_bytes", "added", "modified", "zeroed", "extents"):
         assert found[name] == whole[name]
+
+
+def test_no_files_still_names_the_inputs(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    text = ok("inspect", *pair, "--no-files", "--html", page).out
+    assert text.startswith("old.raw -> new.raw")
+    assert "<title>old.raw → new.raw" in page.read_text(encoding="utf-8")
+
+
+def test_a_tree_without_files_says_why(pair: tuple[Path, Path]) -> None:
+    assert "(--no-files)" in ok("inspect", *pair, "--no-files", "--tree").out
 
 
 def test_exit_code_goes_with_each_way_of_printing(pair: tuple[Path, Path]) -> None:

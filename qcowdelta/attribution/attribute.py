@@ -164,7 +164,7 @@ class Attributor:
             by_partition=tuple(sums.shares()),
             files=files.files,
             cells=sums.cells.finish(files.index_of_owner),
-            sources=(_facts(self._old), _facts(self._new)),
+            sources=(source_facts(self._old), source_facts(self._new)),
             notes=tuple(notes),
         )
         return replace(found, advice=advise(found))
@@ -247,7 +247,12 @@ def _unread(size: int) -> DiskMap:
     return DiskMap(size, (), (), rows, (0,), np.full(rows.size, -1), ())
 
 
-def _facts(image: Image | None) -> SourceFacts | None:
+def source_facts(image: Image | None) -> SourceFacts | None:
+    """Return what an image is and how it stores its disk; None for None.
+
+    Raises:
+        CorruptImageError: its tables cannot be read.
+    """
     if image is None:
         return None
     lengths = np.zeros(len(Kind), np.int64)

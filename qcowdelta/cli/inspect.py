@@ -226,7 +226,7 @@ def _go_through(source: _Source, options: dict[str, Any]) -> _Found:
 
 def _attributed(source: _Source, watched: WatchedDelta, options: dict[str, Any]) -> Attribution:
     """Go through the changes, and return whose they are."""
-    from ..attribution.attribute import attribute
+    from ..attribution.attribute import attribute, source_facts
     from ..report.bare import unattributed
     from ..report.cells import MOST
 
@@ -235,7 +235,9 @@ def _attributed(source: _Source, watched: WatchedDelta, options: dict[str, Any])
     for _ in watched.windows():
         pass
     return unattributed(
-        watched.inspection(), "what is on the disk was not looked into (--no-files)"
+        watched.inspection(),
+        "what is on the disk was not looked into (--no-files)",
+        (source_facts(source.old), source_facts(source.new)),
     )
 
 

@@ -194,6 +194,7 @@ def print_tree(page: Page, found: Attribution, inspection: Inspection, *, full: 
     _title(page, found, inspection, None)
     if not found.files:
         page.line("No file is known to have changed.")
+        _advice(page, found, 1 << 30)
         return
     tree = branches(found, len(found.files) * 64 if full else 60, files=False)
     children: dict[int, list[int]] = {}
