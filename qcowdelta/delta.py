@@ -119,12 +119,16 @@ class Summary:
         size: the target's virtual size, bytes.
         granularity: the size of a granule, bytes.
         count, length: for each kind of change, how many granules and bytes.
+        base_size: the base's virtual size, bytes; None counts as the target's.
+        changed_beyond: changed bytes that lie beyond the end of the base.
     """
 
     size: int
     granularity: int
     count: dict[ChangeKind, int] = field(default_factory=lambda: dict.fromkeys(ChangeKind, 0))
     length: dict[ChangeKind, int] = field(default_factory=lambda: dict.fromkeys(ChangeKind, 0))
+    base_size: int | None = None
+    changed_beyond: int = 0
 
     def add(self, changes: Changes) -> None:
         """Count changes in."""
@@ -132,6 +136,15 @@ class Summary:
             lengths = changes["length"][changes["kind"] == kind]
             self.count[kind] += int((-(-lengths // self.granularity)).sum())
             self.length[kind] += int(lengths.sum())
+        if self.base_size is not None:
+            stops = changes["start"] + changes["length"]
+            beyond = np.minimum(stops - self.base_size, changes["length"])
+            self.changed_beyond += int(np.maximum(beyond, 0).sum())
+
+    @property
+    def resized(self) -> bool:
+        """Whether the target's size is known not to be the base's."""
+        return self.base_size is not None and self.base_size != self.size
 
     @property
     def changed_clusters(self) -> int:
@@ -151,4 +164,11 @@ class Summary:
     @property
     def unchanged_bytes(self) -> int:
         """Bytes of the target that the base has already."""
-        return self.size - self.data_bytes - self.zero_bytes
+        return self.size - self.data_bytes - self.zero_bytes - self.new_zero_bytes
+
+    @property
+    def new_zero_bytes(self) -> int:
+        """Zeros of the target beyond the end of the base: neither changed nor in the base."""
+        if self.base_size is None:
+            return 0
+        return max(0, self.size - self.base_size) - self.changed_beyond

@@ -55,6 +55,7 @@ class WatchedDelta:
 
     Args:
         delta: what to inspect.
+        base_size: the base's virtual size, bytes, where it is known.
         cells: into how many ranges the map divides the disk, at most.
         longest: how many of the longest extents to keep.
         each: called with every extent, in order.
@@ -65,6 +66,7 @@ class WatchedDelta:
         self,
         delta: ChangeSource,
         *,
+        base_size: int | None = None,
         cells: int = 1024,
         longest: int = 10,
         each: Callable[[Extent], None] | None = None,
@@ -79,7 +81,7 @@ class WatchedDelta:
         self._cell_size = max(1, ceil_div(granules, cells)) * delta.granularity
         count = max(1, ceil_div(delta.size, self._cell_size))
         self._grid = np.zeros((len(ChangeKind), count), np.int64)
-        self._summary = Summary(delta.size, delta.granularity)
+        self._summary = Summary(delta.size, delta.granularity, base_size=base_size)
 
     @property
     def size(self) -> int:
@@ -130,6 +132,7 @@ class WatchedDelta:
 def inspect_delta(
     delta: ChangeSource,
     *,
+    base_size: int | None = None,
     cells: int = 1024,
     longest: int = 10,
     each: Callable[[Extent], None] | None = None,
@@ -140,7 +143,9 @@ def inspect_delta(
     Raises:
         CorruptImageError: something that has to be read cannot be.
     """
-    watched = WatchedDelta(delta, cells=cells, longest=longest, each=each, progress=progress)
+    watched = WatchedDelta(
+        delta, base_size=base_size, cells=cells, longest=longest, each=each, progress=progress
+    )
     for _ in watched.windows():
         pass
     return watched.inspection()

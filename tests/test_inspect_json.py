@@ -67,7 +67,7 @@ def adds_up(found: dict[str, Any]) -> None:
     whole = found["changed_bytes"]
     assert whole == found["data_bytes"] + found["zero_bytes"]
     assert whole == sum(found[kind]["bytes"] for kind in ("added", "modified", "zeroed"))
-    assert whole + found["unchanged_bytes"] == found["virtual_size"]
+    assert whole + found["unchanged_bytes"] + found["new_zero_bytes"] == found["virtual_size"]
     assert whole == sum(found["space"].values())
     assert found["zero_bytes"] == sum(found["zeroed_space"].values())
     total: Counter[str] = Counter()
@@ -142,7 +142,7 @@ def test_strictness_is_real(pair: tuple[Path, Path]) -> None:
 
 def test_a_document_tells_files_and_sums(pair: tuple[Path, Path]) -> None:
     found = valid(ok("inspect", *pair, "--json", "--cluster-size", "4k").json)
-    assert (found["format"], found["format_version"]) == ("qcowdelta-inspect", "1.0")
+    assert (found["format"], found["format_version"]) == ("qcowdelta-inspect", "1.1")
     files = by_path(found)
     statuses = {path: file["status"] for path, file in files.items()}
     assert statuses["/etc/come"] == "added"
@@ -255,6 +255,60 @@ def test_no_files_still_names_the_inputs(pair: tuple[Path, Path], tmp_path: Path
 
 def test_a_tree_without_files_says_why(pair: tuple[Path, Path]) -> None:
     assert "(--no-files)" in ok("inspect", *pair, "--no-files", "--tree").out
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A disk of 1 MiB, and the same with 3 MiB of zeros after it."""
+    home = tmp_path_factory.mktemp("grown")
+    small, large = home / "small.raw", home / "large.raw"
+    small.write_bytes(b"x" * MIB)
+    large.write_bytes(b"x" * MIB + bytes(3 * MIB))
+    return small, large
+
+
+def test_a_disk_that_grew_by_zeros_is_not_the_same(grown: tuple[Path, Path]) -> None:
+    small, large = grown
+    result = run("inspect", small, large, "--exit-code", "--json")
+    found = valid(result.json)
+    assert result.status == 1
+    assert (found["old_virtual_size"], found["virtual_size"]) == (MIB, 4 * MIB)
+    assert (found["changed_bytes"], found["unchanged_bytes"]) == (0, MIB)
+    assert found["new_zero_bytes"] == 3 * MIB
+
+
+def test_a_disk_that_shrank_is_not_the_same(grown: tuple[Path, Path]) -> None:
+    small, large = grown
+    result = run("inspect", large, small, "--exit-code", "--json")
+    assert result.status == 1
+    assert valid(result.json)["unchanged_bytes"] == MIB
+
+
+def test_what_changed_beyond_the_end_of_old_counts_once(
+    grown: tuple[Path, Path], tmp_path: Path
+) -> None:
+    # OLD's end and what follows it lie in one granule.
+    old, new = tmp_path / "old.raw", tmp_path / "new.raw"
+    old.write_bytes(b"x" * (MIB + 512))
+    new.write_bytes(b"x" * (MIB + 512) + b"y" * 512 + bytes(MIB))
+    found = valid(ok("inspect", old, new, "--json").json)
+    assert found["changed_bytes"] == 64 * KIB
+    assert found["unchanged_bytes"] == MIB
+    assert found["new_zero_bytes"] == MIB + KIB - 64 * KIB
+
+
+def test_every_report_says_that_the_disk_was_resized(
+    grown: tuple[Path, Path], tmp_path: Path
+) -> None:
+    small, large = grown
+    page, patch = tmp_path / "page.html", tmp_path / "x.qcpatch"
+    text = ok("inspect", small, large, "--html", page).out
+    assert "the disk grew from 1 MiB to 4 MiB" in text
+    assert "(3 MiB of new zeros)" in text
+    assert "the disk grew from 1 MiB to 4 MiB" in page.read_text(encoding="utf-8")
+    assert "the disk shrank from 4 MiB to 1 MiB" in ok("inspect", large, small, "--tree").out
+    ok("diff", small, large, "-o", patch)
+    assert "the disk grew from 1 MiB to 4 MiB" in ok("inspect", patch).out
 
 
 def test_exit_code_goes_with_each_way_of_printing(pair: tuple[Path, Path]) -> None:

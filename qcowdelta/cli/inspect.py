@@ -57,7 +57,9 @@ def inspect(old: Path, new: Path | None, **options: Any) -> int:
         found = _go_through(source, options)
         _show(found, options)
         write(found)
-    return int(options["exit_code"] and found.inspection.summary.changed_clusters > 0)
+    summary = found.inspection.summary
+    differs = summary.changed_clusters > 0 or summary.resized
+    return int(options["exit_code"] and differs)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class _Source:
         old, new: the images, or None where a patch is all there is.
         patch: what the patch says of itself, where there is one.
         files: the names of the inputs.
+        base_size: the virtual size of what the changes are made to, bytes.
     """
 
     delta: ChangeSource
@@ -76,6 +79,7 @@ class _Source:
     new: Image | None
     patch: dict[str, Any] | None
     files: tuple[str, ...]
+    base_size: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def _source(
             raise OptionError("a patch alone is told in its own blocks; name OLD before it")
         from ..patch.describe import PatchChanges
 
-        return _Source(PatchChanges(patch), None, None, _described(patch), files)
+        size = patch.header.base_size
+        return _Source(PatchChanges(patch), None, None, _described(patch), files, size)
     else:
         from ..patch.open import open_patched
 
@@ -124,7 +129,8 @@ def _source(
         dirty=dirty,
         trust=options["trust_bitmap"],
     )
-    return _Source(delta, first, second, None if patch is None else _described(patch), files)
+    told = None if patch is None else _described(patch)
+    return _Source(delta, first, second, told, files, first.size)
 
 
 def _described(patch: PatchFile) -> dict[str, Any]:
@@ -218,7 +224,14 @@ def _go_through(source: _Source, options: dict[str, Any]) -> _Found:
 
     quiet = options["as_json"] or options["json_lines"]
     with progress(opt.wants_progress(options["progress"], quiet), "Comparing") as show:
-        watched = WatchedDelta(source.delta, cells=MOST, longest=_SHOWN, each=each, progress=show)
+        watched = WatchedDelta(
+            source.delta,
+            base_size=source.base_size,
+            cells=MOST,
+            longest=_SHOWN,
+            each=each,
+            progress=show,
+        )
         attribution = _attributed(source, watched, options)
     opened = {"old": opt.described(source.old), "new": opt.described(source.new)}
     return _Found(watched.inspection(), attribution, source.patch, opened, extents)

@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from ..units import readable
+from ..units import ceil_div, readable
 
 if TYPE_CHECKING:
     from ..attribution.figures import Attribution, FileChange, PartitionShare
@@ -232,7 +232,7 @@ def print_extents(page: Page, extents: Iterable[Any], title: str) -> None:
 
 
 def _title(page: Page, found: Attribution, inspection: Inspection, patch: Any) -> None:
-    from ..report.words import percent, source_name
+    from ..report.words import percent, resize_text, source_name
 
     summary = inspection.summary
     old, new = found.sources
@@ -249,6 +249,10 @@ def _title(page: Page, found: Attribution, inspection: Inspection, patch: Any) -
         f"{readable(summary.unchanged_bytes)} unchanged, in clusters of "
         f"{readable(summary.granularity)}",
     )
+    if resized := resize_text(summary):
+        beyond = summary.new_zero_bytes
+        zeros = f" ({readable(beyond)} of new zeros)" if beyond else ""
+        page.wrapped((resized, "bold"), zeros)
     parts = []
     for kind, length in summary.length.items():
         name = kind.name.lower()
@@ -435,14 +439,16 @@ def _counts(page: Page, inspection: Inspection) -> None:
 
     summary = inspection.summary
     page.head("clusters")
-    total = -(-summary.size // summary.granularity)
     rows = [
         (kind.name.lower(), summary.count[kind], summary.length[kind]) for kind in summary.count
     ]
-    rows.append(("unchanged", total - summary.changed_clusters, summary.unchanged_bytes))
+    others = {"unchanged": summary.unchanged_bytes, "new zeros": summary.new_zero_bytes}
+    for name, length in others.items():
+        if length or name == "unchanged":
+            rows.append((name, ceil_div(length, summary.granularity), length))
     for name, count, length in rows:
         page.line(
-            (f"{name:<12}", COLOURS[name]),
+            (f"{name:<12}", COLOURS.get(name, "dim")),
             f"{count:>14,}",
             (f"{readable(length):>12}", "bold"),
             f"{percent(length, summary.size):>10}",

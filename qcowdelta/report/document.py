@@ -20,7 +20,7 @@ from .tree import directory_rows
 from .words import advice_text
 
 FORMAT = "qcowdelta-inspect"
-VERSION = "1.0"
+VERSION = "1.1"
 """A reader of 1.x must ignore what it does not know; what it knows stays as it is."""
 
 Record = dict[str, Any]
@@ -36,12 +36,14 @@ def head(found: Attribution, inspection: Inspection) -> Record:
         "old": _source(found.sources[0]),
         "new": _source(found.sources[1]),
         "virtual_size": summary.size,
+        "old_virtual_size": summary.base_size,
         "cluster_size": summary.granularity,
         "changed_clusters": summary.changed_clusters,
         "changed_bytes": found.changed_bytes,
         "data_bytes": summary.data_bytes,
         "zero_bytes": summary.zero_bytes,
         "unchanged_bytes": summary.unchanged_bytes,
+        "new_zero_bytes": summary.new_zero_bytes,
         **{
             kind.name.lower(): {"clusters": summary.count[kind], "bytes": summary.length[kind]}
             for kind in ChangeKind

@@ -23,6 +23,7 @@ from .words import (
     inner_space,
     partition_detail,
     partition_name,
+    resize_text,
     shortened,
     source_name,
     told_shares,
@@ -72,11 +73,12 @@ def _summary(found: Attribution, inspection: Inspection) -> str:
     )
     parts = [(f"s-{kind.name.lower()}", lengths[kind]) for kind in ChangeKind]
     share = share_of(found.changed_bytes, found.size)
+    resized = f"; {text}" if (text := resize_text(inspection.summary)) else ""
     return (
         '<section class="bare" id="summary" aria-labelledby="summary-title">'
         f'<h1 id="summary-title"><b>{old}</b> → <b>{new}</b></h1>'
         f'<p class="lead">{readable(found.changed_bytes)} changed '
-        f"<small>of a disk of {readable(found.size)}, {share}</small></p>"
+        f"<small>of a disk of {readable(found.size)}, {share}{resized}</small></p>"
         f'{stack(parts, found.size)}<ul class="keys">{keys}</ul></section>'
     )
 

@@ -6,6 +6,7 @@ Whatever comes from an image is made printable here; for HTML it has to be escap
 from __future__ import annotations
 
 from ..attribution.figures import Advice, Attribution, FileChange, PartitionShare, SourceFacts
+from ..delta import Summary
 from ..disk.kinds import Partition, SpaceKind, VolumeState
 from ..errors import printable
 from ..units import readable
@@ -102,6 +103,17 @@ def percent(part: int, whole: int) -> str:
     if 0 < share < 0.01:
         return "<0.01 %"
     return f"{share:.2f} %" if 0 < share < 0.1 else f"{share:.1f} %"
+
+
+def resize_text(summary: Summary) -> str:
+    """Return what became of the disk's size; empty where it is the same, or not known."""
+    old, new = summary.base_size, summary.size
+    if old is None or old == new:
+        return ""
+    one, other = readable(old), readable(new)
+    if one == other:  # by less than is shown
+        one, other = f"{old:,}", f"{new:,} bytes"
+    return f"the disk {'grew' if new > old else 'shrank'} from {one} to {other}"
 
 
 def source_name(source: SourceFacts | None, otherwise: str) -> str:
