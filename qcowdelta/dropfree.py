@@ -68,6 +68,15 @@ def drop_free(old: Image, new: Image) -> FreeSpace:
     )
 
 
+def is_free_space_sure(new: Image, disk: DiskMap) -> bool:
+    """Tell whether what is free on NEW's disk can be relied on, so that it may be dropped."""
+    try:
+        _require_sound(new, disk)
+    except FreeSpaceError:
+        return False
+    return True
+
+
 def _require_sound(new: Image, disk: DiskMap) -> None:
     if not disk.partitions or disk.notes:
         why = "; ".join(disk.notes) or "it has no partition and no file system"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from qcowdelta import Image, ImageDelta, PatchFile, open_image, open_patched, write_patch
+from qcowdelta.attribution.advice import advise
 from qcowdelta.attribution.attribute import attribute
 from qcowdelta.attribution.figures import (
     Advice,
@@ -29,6 +30,7 @@ from qcowdelta.disk.diskmap import read_disk
 from qcowdelta.disk.kinds import SpaceKind, VolumeState
 from qcowdelta.output import AtomicOutput
 from qcowdelta.patch.describe import PatchChanges
+from qcowdelta.report.words import advice_text
 from tests.support import disks, qemu
 from tests.support.disks import EXT, FAT, LOCKED, MIB, NTFS, SWAP, Disk
 from tests.test_filesystems import mounted
@@ -521,6 +523,18 @@ class TestUpgraded:
         }
         largest = sorted(wanted.values(), reverse=True)[:10]
         assert [file.changed_bytes for file in found[:10]] == largest
+
+
+def test_advice_on_one_file_speaks_of_one(disk: Disk) -> None:
+    wanted = attributed(disk.old, disk.new)
+    file = next(file for file in wanted.files if file.changed_bytes > wanted.changed_bytes // 200)
+    for status, code in (
+        (FileStatus.UNCHANGED, "unchanged-neighbours"),
+        (FileStatus.MOVED, "same-content-elsewhere"),
+    ):
+        alone = file._replace(status=status, old_path=file.path)
+        told = {each.code: each for each in advise(replace(wanted, files=[alone]))}
+        assert " is 1 file " in advice_text(told[code])
 
 
 def test_an_attribution_can_be_made_up_for_a_report(disk: Disk) -> None:

@@ -137,6 +137,7 @@ def named(everything: Made, names: list[str]) -> Made:
         partitions=(found.partitions[0], partition, *found.partitions[2:]),
         by_partition=tuple(shares),
         sources=(sources[0], sources[1]),
+        doubts=(names[4], names[0]),
         notes=(names[0],),
         advice=tuple(replace(a, text=(names[4], 5), remedy=names[0]) for a in found.advice),
     )

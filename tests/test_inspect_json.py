@@ -254,7 +254,10 @@ def test_no_files_still_names_the_inputs(pair: tuple[Path, Path], tmp_path: Path
 
 
 def test_a_tree_without_files_says_why(pair: tuple[Path, Path]) -> None:
-    assert "(--no-files)" in ok("inspect", *pair, "--no-files", "--tree").out
+    text = ok("inspect", *pair, "--no-files", "--tree").out
+    assert "(--no-files)" in text
+    assert "No file is known" not in text
+    assert "No file is known" in ok("inspect", pair[0], pair[0], "--tree").out
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from qcowdelta.attribution.figures import Advice
 from qcowdelta.cli.overview import Page, print_full, print_summary, print_tree
 from qcowdelta.disk.kinds import Partition
+from qcowdelta.report.words import KIND_NAMES
 from tests.support.attributions import HOSTILE_NAMES, Made, made
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -101,6 +103,68 @@ def test_the_summary_fits_one_screen(
     for found in (everything, crowded, made(bare=True, advice=False), made(files=0)):
         # One line is the prompt that follows.
         assert len(printed(found, width=width, height=height)) <= height - 1
+
+
+@pytest.fixture(scope="module")
+def doubtful(everything: Made) -> Made:
+    """The same with doubts, and of another size than it was."""
+    summary = replace(everything.inspection.summary, base_size=3 << 30)
+    doubts = tuple(f"OLD: partition {n} (ext4) is damaged; {'why ' * 20}" for n in range(9))
+    return Made(
+        replace(everything.attribution, doubts=doubts),
+        replace(everything.inspection, summary=summary),
+    )
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 50), (160, 50), (200, 24)])
+def test_doubts_and_a_new_size_fit_the_screen_too(
+    everything: Made, doubtful: Made, width: int, height: int
+) -> None:
+    lines = plain(printed(doubtful, width=width, height=height))
+    assert len(lines) <= height - 1
+    text = "\n".join(lines)
+    assert "the disk grew from 3 GiB to 8 GiB" in text
+    assert "! OLD: partition 0 (ext4) is damaged" in text
+    whole = "partition 8 (ext4) is damaged" in text
+    assert whole != ("more like this: --full has them" in text)
+    for word in ("where", "files", "why"):
+        assert word in text
+    every = "\n".join(plain(printed(doubtful, width=width, height=height, how="full")))
+    assert "partition 8 (ext4) is damaged" in every
+
+
+@pytest.mark.parametrize("height", [24, 50])
+def test_advice_is_shown_whole(everything: Made, height: int) -> None:
+    remedy = "do this first, and then do that too, but only where nothing else is at hand"
+    advice = tuple(
+        Advice("free-space", 9, (f"reason {n} of why it is as large as it is",), remedy)
+        for n in range(6)
+    )
+    found = Made(replace(everything.attribution, advice=advice), everything.inspection)
+    lines = plain(printed(found, height=height))
+    start = next(n for n, line in enumerate(lines) if line.startswith("why"))
+    text = " ".join(lines[start + 1 :])
+    shown = text.count("• reason")
+    assert shown >= 2
+    assert text.count(remedy) == shown
+    assert ("--full has them all" in lines[start]) == (shown < 6)
+    if height == 50:
+        assert shown == 6
+
+
+@pytest.mark.parametrize("width", [72, 80, 100])
+def test_no_kind_of_space_is_cut(everything: Made, width: int) -> None:
+    for name in KIND_NAMES:
+        kinds = {name: everything.attribution.changed_bytes}
+        found = Made(replace(everything.attribution, by_kind=kinds), everything.inspection)
+        assert f"   {KIND_NAMES[name]} " in "\n".join(plain(printed(found, width=width)))
+
+
+def test_files_say_their_partition_where_there_are_several(everything: Made) -> None:
+    for how in ("summary", "full"):
+        assert re.search(r" 2: /", "\n".join(plain(printed(everything, width=120, how=how))))
+    alone = "\n".join(plain(printed(made(bare=True), width=120)))
+    assert not re.search(r" (0|disk): /", alone)
 
 
 def test_a_larger_window_is_used(everything: Made) -> None:

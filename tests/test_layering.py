@@ -64,6 +64,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("disk.ext.directories", "disk.ext.mapping", "disk.fat"),
     ("disk.ext.read",),
     ("disk.diskmap",),
+    ("disk.doubts",),
     ("disk.pairing",),
     ("attribution.figures", "dropfree"),
     ("attribution.advice", "attribution.cells", "attribution.files"),

@@ -110,7 +110,7 @@ def _free_space(found: Attribution) -> Iterator[Advice]:
             "free-space",
             free,
             (free, " of the change is nothing but free space: old data that nobody needs"),
-            "run fstrim before sealing, or use --drop-free",
+            "run fstrim before sealing" + (", or use --drop-free" if found.free_is_sure else ""),
         )
 
 
@@ -151,6 +151,10 @@ def _laid_elsewhere(found: Attribution) -> list[FileChange]:
     return [f for f in found.files if f.status is FileStatus.MOVED and f.old_path == f.path]
 
 
+def _count(files: list[FileChange]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files):,} files"
+
+
 def _moved(found: Attribution) -> Iterator[Advice]:
     laid = _laid_elsewhere(found)
     moved = sum(file.changed_bytes for file in laid)
@@ -158,7 +162,7 @@ def _moved(found: Attribution) -> Iterator[Advice]:
         yield Advice(
             "same-content-elsewhere",
             moved,
-            (moved, f" of the change is {len(laid)} files with the same content as in OLD, "
+            (moved, f" of the change is {_count(laid)} with the same content as in OLD, "
              "written to another place of the disk"),
             "write only what differs (rsync --checksum, say); a patch copies such content from OLD",
         )  # fmt: skip
@@ -276,7 +280,7 @@ def _rounding(found: Attribution) -> Iterator[Advice]:
         yield Advice(
             "unchanged-neighbours",
             total,
-            (total, f" of the change is {len(neighbours)} files that did not change, but share "
+            (total, f" of the change is {_count(neighbours)} that did not change, but share "
              "clusters of ", found.granularity, " with what did"),
             "smaller clusters, or --subclusters, leave them out",
         )  # fmt: skip

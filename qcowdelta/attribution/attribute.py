@@ -139,7 +139,9 @@ class Attributor:
         Raises:
             CorruptImageError: an image cannot be read.
         """
+        from ..disk.doubts import doubts
         from ..disk.pairing import same_disk
+        from ..dropfree import is_free_space_sure
         from .advice import advise
         from .files import FileChanges
 
@@ -147,7 +149,9 @@ class Attributor:
         disk = sums.disk
         pairing = self._pairing.result() if self._pairing is not None else same_disk(disk)
         files = FileChanges(pairing, sums.changed, sums.certain)
-        notes = [*disk.notes, *pairing.notes]
+        notes: list[str] = []
+        if not disk.partitions and not pairing.old.partitions:
+            notes += disk.notes
         if self._new is None:
             notes.append(
                 "without its base, a patch tells where it changes the disk but not what is there: "
@@ -165,6 +169,8 @@ class Attributor:
             files=files.files,
             cells=sums.cells.finish(files.index_of_owner),
             sources=(source_facts(self._old), source_facts(self._new)),
+            free_is_sure=self._new is not None and is_free_space_sure(self._new, disk),
+            doubts=(*doubts(pairing.old, disk), *pairing.notes),
             notes=tuple(notes),
         )
         return replace(found, advice=advise(found))

@@ -164,7 +164,9 @@ class Attribution:
         files: the files that changed, by changed bytes and then freed bytes, largest first.
         cells: the disk as a map.
         sources: OLD and NEW; None for one that is not at hand.
-        notes: what could not be read or told, and why.
+        free_is_sure: whether what is free can be relied on, so that --drop-free is not refused.
+        doubts: what is not as it should be on either disk, so that the figures may be wrong.
+        notes: what else could not be read or told, and why.
         advice: what explains the delta's size, by its worth.
     """
 
@@ -179,6 +181,8 @@ class Attribution:
     cells: Cells
     sources: tuple[SourceFacts | None, SourceFacts | None]
     droppable_bytes: int = 0
+    free_is_sure: bool = True
+    doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     advice: tuple[Advice, ...] = ()
 

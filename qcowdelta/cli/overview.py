@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
+from rich.containers import Lines
 from rich.text import Text
 
 from ..units import ceil_div, readable
@@ -44,6 +45,8 @@ _STATUS = {
 }
 _NARROW = 72
 _SIZE = 9
+_FIGURES = _SIZE + 9
+"""A size and a share."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Room:
     where: int = 10
     map: int = 8
     files: int = 10
-    advice: int = 10
+    advice: int = 1 << 30
+    doubts: int = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -78,18 +82,51 @@ class Page:
         """How many columns there are."""
         return self.out.width
 
-    def room(self, found: Attribution) -> Room:
-        """Return how much fits the window."""
+    def room(self, found: Attribution, *, more: int = 0) -> Room:
+        """Return how much fits the window.
+
+        Args:
+            found: what is to be shown.
+            more: how many lines are taken by what is not always there.
+        """
         if not self.out.is_terminal or self.width < _NARROW:
             return Room()
-        # At 24 rows: 4 of partitions and kinds, 4 of the map, 5 files, 2 of advice; 8 are the rest.
+        # At 24 rows: 4 of partitions and kinds, 3 of the map, 4 files, 4 of advice; 8 are the rest.
         spare = max(0, min(self.out.height, 60) - 24)
         rows = max(len(found.by_partition), len(found.by_kind))
         where = min(rows, 4 + min(8, spare // 4))
-        told = bool(found.advice or found.notes)
-        spare += 4 - where + (0 if told else 3)
-        more = spare // 4
-        return Room(where, 4 + min(8, more), 5 + spare - 2 * more, 2 + more)
+        doubts = min(self.lines_of(found.doubts), 3 + spare // 4)
+        spare += 4 - where - doubts - more
+        wanted = self.lines_of(_points(found))
+        advice = min(wanted, max(3, min(4 + spare // 2, 4 + spare)))
+        # Without any its heading is not there either.
+        spare += 4 - advice + (0 if wanted else 1)
+        map_ = max(2, 3 + min(9, spare // 3))
+        return Room(where, map_, max(2, 4 + spare - (map_ - 3)), advice, doubts)
+
+    def lines_of(self, points: Iterable[str]) -> int:
+        """Return how many lines points take, each with its mark."""
+        return sum(len(self._broken(f"* {point}")) for point in points)
+
+    def _broken(self, *parts: str | tuple[str, str]) -> Lines:
+        return Text.assemble(*parts).wrap(self.out, self.width)
+
+    def fitting(self, points: list[str], most: int) -> int:
+        """Return how many of the first points fit in ``most`` lines whole, but at least one."""
+        count = 1
+        while count < len(points) and self.lines_of(points[: count + 1]) <= most:
+            count += 1
+        return min(count, len(points))
+
+    def points(self, mark: str, points: list[str], most: int, style: str = "") -> int:
+        """Print as many points as fit in ``most`` lines, and return how many.
+
+        They are whole, but for the first where it does not fit by itself.
+        """
+        shown = points[: self.fitting(points, most)]
+        for point in shown:
+            self.wrapped((mark, style), (point, style), most=max(1, most))
+        return len(shown)
 
     def text(self, name: str) -> str:
         """Return a name as the console can show it."""
@@ -115,7 +152,7 @@ class Page:
 
     def wrapped(self, *parts: str | tuple[str, str], most: int = 0) -> int:
         """Print a text, broken into lines where it is wider than the window, and how many."""
-        lines = Text.assemble(*parts).wrap(self.out, self.width)
+        lines = self._broken(*parts)
         shown = lines[:most] if most else lines
         if len(shown) < len(lines):
             last = shown[-1]
@@ -152,8 +189,11 @@ class Page:
 
 def print_summary(page: Page, found: Attribution, inspection: Inspection, patch: Any) -> None:
     """Print what changed, on one screen."""
-    room = page.room(found)
+    from ..report.words import resize_text
+
+    room = page.room(found, more=bool(resize_text(inspection.summary)))
     _title(page, found, inspection, patch)
+    _doubts(page, found, room.doubts)
     _where_and_what(page, found, room.where)
     _map(page, found, room.map)
     if found.files:
@@ -171,13 +211,14 @@ def print_full(page: Page, found: Attribution, inspection: Inspection, patch: An
     from ..report.words import told_shares
 
     _title(page, found, inspection, patch)
+    _doubts(page, found, 1 << 30)
     _sources(page, found)
     _counts(page, inspection)
     page.head("partitions")
     for share in told_shares(found):
         _partition(page, found, share)
     page.head("kinds of space")
-    for kind in _kinds(found):
+    for kind in _kinds(page, found):
         page.line(*kind(40))
     _map(page, found, 16)
     _advice(page, found, 1 << 30)
@@ -192,8 +233,10 @@ def print_tree(page: Page, found: Attribution, inspection: Inspection, *, full: 
     from ..report.tree import branches
 
     _title(page, found, inspection, None)
+    _doubts(page, found, 1 << 30)
     if not found.files:
-        page.line("No file is known to have changed.")
+        if found.partitions:
+            page.line("No file is known to have changed.")
         _advice(page, found, 1 << 30)
         return
     tree = branches(found, len(found.files) * 64 if full else 60, files=False)
@@ -261,8 +304,20 @@ def _title(page: Page, found: Attribution, inspection: Inspection, patch: Any) -
     page.flow(parts)
 
 
+def _doubts(page: Page, found: Attribution, most: int) -> None:
+    """Print what makes the figures doubtful, the last line saying how much more there is."""
+    doubts = [page.text(_printable(doubt)) for doubt in found.doubts]
+    if page.lines_of(doubts) <= most:
+        page.points("! ", doubts, most, "bold")
+    elif doubts:
+        shown = page.points("! ", doubts, most - 1, "bold")
+        page.line((f"! {len(doubts) - shown} more like this: --full has them", "bold"))
+
+
 def _where_and_what(page: Page, found: Attribution, rows: int) -> None:
-    where, what = _shares(page, found, rows), _kinds(found, rows)
+    from ..report.words import KIND_NAMES
+
+    where, what = _shares(page, found, rows), _kinds(page, found, rows)
     if page.width < _NARROW:
         page.head("where")
         for row in where:
@@ -271,8 +326,9 @@ def _where_and_what(page: Page, found: Attribution, rows: int) -> None:
         for row in what:
             page.line(*row(page.width))
         return
-    left = (page.width - 3) * 3 // 5
-    right = page.width - 3 - left
+    # No name of a kind is cut: what is left of a partition's says more than that of a kind.
+    right = max((page.width - 3) * 2 // 5, max(map(len, KIND_NAMES.values())) + _FIGURES)
+    left = page.width - 3 - right
     blank = _blank
     page.head(set_cell_size("where", left + 2) + "what the space is")
     for index in range(max(len(where), len(what))):
@@ -312,13 +368,13 @@ def _shares(page: Page, found: Attribution, rows: int) -> list[Row]:
 
 def _row(page: Page, name: str, count: int, whole: int) -> Row:
     def parts(width: int) -> list[str | tuple[str, str]]:
-        room = max(4, width - _SIZE - 9)
+        room = max(4, width - _FIGURES)
         return [page.fit(name, room), (f"{readable(count):>{_SIZE}}", "bold"), _share(count, whole)]
 
     return parts
 
 
-def _kinds(found: Attribution, rows: int = 100) -> list[Row]:
+def _kinds(page: Page, found: Attribution, rows: int = 100) -> list[Row]:
     """Return a row for each kind of space that changed; the least are summed up."""
     from ..report.words import KIND_NAMES, inner_space
 
@@ -329,7 +385,7 @@ def _kinds(found: Attribution, rows: int = 100) -> list[Row]:
 
     def row(name: str, count: int) -> Row:
         return lambda width: [
-            set_cell_size(name, max(4, width - _SIZE - 9)),
+            page.fit(name, max(4, width - _FIGURES)),
             (f"{readable(count):>{_SIZE}}", "bold"),
             _share(count, found.changed_bytes),
         ]
@@ -372,7 +428,17 @@ def _files(page: Page, found: Attribution, rows: int, *, cut: bool = True) -> No
     title = f"{count:,} changed files" if count != 1 else "1 changed file"
     page.head(title if len(shown) == count else f"{title}, the largest changes")
     for file in shown:
-        page.line(*_file(page, file, file_path(file), cut=cut))
+        path = _place(found, file) + file_path(file)
+        page.line(*_file(page, file, path, cut=cut))
+
+
+def _place(found: Attribution, file: FileChange) -> str:
+    """Return the number of a file's partition, to stand before its path; empty where it is one."""
+    if len(found.partitions) < 2:
+        return ""
+    partition = found.partitions[file.partition]
+    number = str(partition.number) if partition.number else "disk"
+    return f"{number}, gone: " if partition.gone else f"{number}: "
 
 
 def _file(page: Page, file: FileChange, path: str, *, cut: bool) -> Iterator[str | tuple[str, str]]:
@@ -393,22 +459,24 @@ def _file(page: Page, file: FileChange, path: str, *, cut: bool) -> Iterator[str
     yield page.fit(path, max(8, page.width - used)) if cut else page.text(path)
 
 
-def _advice(page: Page, found: Attribution, most: int) -> None:
+def _points(found: Attribution) -> list[str]:
+    """Return what explains the delta, with what helps, and what else is to be said."""
     from ..report.words import advice_text
 
     told = [(advice_text(each), each.remedy) for each in found.advice]
-    notes = [(note, "") for note in found.notes]
-    if not told and not notes:
+    points = [f"{text}: {remedy}" if remedy else text for text, remedy in told]
+    return [_printable(point) for point in (*points, *found.notes)]
+
+
+def _advice(page: Page, found: Attribution, most: int) -> None:
+    points = [page.text(point) for point in _points(found)]
+    if not points:
         return
-    items = [*told, *notes]
-    shown = items[:most]
-    title = "why" if told else "notes"
-    page.head(title if shown == items else f"{title}, {len(shown)} of {len(items)} points")
-    mark = "* " if page.ascii else "• "
-    for index, (text, remedy) in enumerate(shown):
-        full = page.text(_printable(f"{text}: {remedy}" if remedy else text))
-        # Each has a line at least; what is left of them goes to those that need two.
-        most -= page.wrapped(mark, full, most=most - (len(shown) - index - 1))
+    count = page.fitting(points, most)
+    title = "why" if found.advice else "notes"
+    left = f", {count} of {len(points)} points; --full has them all"
+    page.head(title if count == len(points) else title + left)
+    page.points("* " if page.ascii else "• ", points, most)
 
 
 def _printable(text: str) -> str:

@@ -24,6 +24,8 @@ _READERS: dict[str, Callable[[Volume], Contents]] = {
     "ext2": read_ext, "ext3": read_ext, "ext4": read_ext, "ntfs": read_ntfs,
     "fat12": read_fat, "fat16": read_fat, "fat32": read_fat, "exfat": read_exfat,
 }  # fmt: skip
+READ = frozenset(_READERS)
+"""The file systems that are read here."""
 _AT_THE_START = {"ntfs", "fat12", "fat16", "fat32", "exfat", "iso9660"}
 """What begins in a disk's first sector, or leaves room there, and looks like an MBR."""
 _NOTES = {

@@ -11,6 +11,7 @@ from ..extents import Offsets
 from ..image import Image
 from .compare import Matching, identical, match, unmatched
 from .diskmap import DiskMap
+from .doubts import place
 from .kinds import Partition
 from .space import NOBODY, Spaces, cut
 from .volume import Volume
@@ -62,11 +63,15 @@ def pair_disks(before: DiskMap, after: DiskMap, old: Image | None, new: Image | 
                 first = before.first_owner[theirs]
                 kept[matching.old[rows] + first] = rows + after.first_owner[number]
             else:
-                name = before.partitions[theirs].number
                 found.notes.append(
-                    f"partition {name} was not read in OLD, so that its files there are not "
-                    "known: all of NEW's count as added"
+                    f"{place(after.partitions[number])} was not read in OLD, so that its files "
+                    "there are not known: all of NEW's count as added"
                 )
+        elif theirs is not None and before.contents[theirs].read and new is not None:
+            found.notes.append(
+                f"{place(before.partitions[theirs])} was not read in NEW, so that what became of "
+                "its files is not known"
+            )
         found.files.append(matching)
     found.freed = freed_bytes(before.spaces, after.spaces, kept)
     return found

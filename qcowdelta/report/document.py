@@ -53,7 +53,7 @@ def head(found: Attribution, inspection: Inspection) -> Record:
         "space": space(found.by_kind),
         "zeroed_space": space(found.zeroed),
         "files_by_status": _statuses(found.files),
-        "notes": [printable(note) for note in found.notes],
+        "notes": [printable(note) for note in (*found.doubts, *found.notes)],
     }
 
 

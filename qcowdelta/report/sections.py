@@ -73,14 +73,22 @@ def _summary(found: Attribution, inspection: Inspection) -> str:
     )
     parts = [(f"s-{kind.name.lower()}", lengths[kind]) for kind in ChangeKind]
     share = share_of(found.changed_bytes, found.size)
+    doubts = _doubts(found)
     resized = f"; {text}" if (text := resize_text(inspection.summary)) else ""
     return (
         '<section class="bare" id="summary" aria-labelledby="summary-title">'
         f'<h1 id="summary-title"><b>{old}</b> → <b>{new}</b></h1>'
         f'<p class="lead">{readable(found.changed_bytes)} changed '
         f"<small>of a disk of {readable(found.size)}, {share}{resized}</small></p>"
-        f'{stack(parts, found.size)}<ul class="keys">{keys}</ul></section>'
+        f'{doubts}{stack(parts, found.size)}<ul class="keys">{keys}</ul></section>'
     )
+
+
+def _doubts(found: Attribution) -> str:
+    told = [f"<li>{escape(shortened(printable(doubt)))}</li>" for doubt in found.doubts[:_NOTES]]
+    if len(found.doubts) > _NOTES:
+        told.append(f"<li>and {len(found.doubts) - _NOTES} more</li>")
+    return f'<ul class="notes" id="doubts">{"".join(told)}</ul>' if told else ""
 
 
 _SIDES = ("base", "target")
