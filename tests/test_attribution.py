@@ -390,6 +390,41 @@ class TestFiles:
         assert found.by_kind[SpaceKind.JOURNAL] == 1024
 
 
+class TestChangedInItsPlace:
+    """Content written over, seen through clusters that hold more than what changed."""
+
+    TREE: ClassVar[disks.Tree] = {f"/f{n}": disks.content(n, 4000) for n in range(20)}
+
+    def make(self, tmp_path: Path) -> Path:
+        disks.require("mke2fs")
+        disks.write_tree(tmp_path / "tree", self.TREE)
+        return disks.make_ext(
+            tmp_path / "old", 16 * MIB, "-t", "ext4", "-b", "1024", folder=tmp_path / "tree"
+        )
+
+    def test_only_the_file_that_was_written_over_is_modified(self, tmp_path: Path) -> None:
+        old, new = self.make(tmp_path), tmp_path / "new"
+        data = bytearray(old.read_bytes())
+        at = data.index(self.TREE["/f7"][:1000])
+        data[at + 100 : at + 114] = b"CHANGEDCONTENT"
+        new.write_bytes(data)
+        found = attributed(old, new, 65536)
+        modified = {f.path for f in found.files if f.status is FileStatus.MODIFIED}
+        assert modified == {b"/f7"}
+        assert len(found.files) > 1
+
+    def test_files_of_a_partition_that_moved_are_moved(self, tmp_path: Path) -> None:
+        disks.require("sfdisk")
+        body = self.make(tmp_path).read_bytes()
+        paths = tmp_path / "one", tmp_path / "two"
+        for path, start in zip(paths, (1, 2), strict=True):
+            path.write_bytes(bytes(start * MIB) + body + bytes((4 - start) * MIB))
+            disks.run("sfdisk", "-q", path, stdin=f"label: dos\n{start * 2048},32768,83\n")
+        found = attributed(*paths, 65536)
+        told = {f.status for f in found.files if f.type is FileType.FILE}
+        assert told == {FileStatus.MOVED}
+
+
 # --- a system that was upgraded -----------------------------------------------------------------
 
 

@@ -148,7 +148,7 @@ class Attributor:
         sums = self._catch_up()
         disk = sums.disk
         pairing = self._pairing.result() if self._pairing is not None else same_disk(disk)
-        files = FileChanges(pairing, sums.changed, sums.certain)
+        files = FileChanges(pairing, sums.changed, sums.certain, (self._old, self._new))
         notes: list[str] = []
         if not disk.partitions and not pairing.old.partitions:
             notes += disk.notes

@@ -9,14 +9,16 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from ..disk.compare import Matching
+from ..disk.compare import Matching, rewritten
 from ..disk.contents import Contents
 from ..disk.diskmap import DiskMap
-from ..disk.files import FileTable
+from ..disk.files import FileTable, Type
 from ..disk.kinds import Partition
 from ..disk.pairing import Pairing
 from ..disk.space import NOBODY, Index
+from ..disk.volume import Volume
 from ..extents import Mask, Offsets
+from ..image import Image
 from .figures import FileChange, FileStatus, FileType
 
 _TYPES = tuple(FileType)
@@ -31,6 +33,10 @@ class FileChanges:
         pairing: OLD's and NEW's disks.
         changed: changed bytes of each record of NEW's map.
         certain: whether something in a record surely differs, rather than in the same granule.
+        images: OLD and NEW, to compare what shares a granule with a change; None where not there.
+
+    Raises:
+        CorruptImageError: an image cannot be read.
 
     Attributes:
         files: the files that changed, by changed bytes and then freed bytes, largest first.
@@ -38,7 +44,14 @@ class FileChanges:
         index_of_owner: for each owner of NEW's map the index of its change, or -1.
     """
 
-    def __init__(self, pairing: Pairing, changed: Offsets, certain: Mask) -> None:
+    def __init__(
+        self,
+        pairing: Pairing,
+        changed: Offsets,
+        certain: Mask,
+        images: tuple[Image | None, Image | None],
+    ) -> None:
+        self._images = images
         self._pairing = pairing
         self._disk = pairing.new
         self._changed = by_owner(self._disk, changed)
@@ -86,7 +99,10 @@ class FileChanges:
             first = self._pairing.old.first_owner[theirs]
         base = self._disk.first_owner[number]
         own = slice(base, base + files.count)
-        status = _statuses(files, old, matching, self._changed[own], self._certain[own])
+        certain = self._certain[own]
+        if theirs is not None:
+            certain = certain | self._rewritten((theirs, number), matching, own)
+        status = _statuses(files, old, matching, self._changed[own], certain)
         rows = np.flatnonzero(status >= 0)
         was, status = matching.old[rows], status[rows]
         freed = np.where(was >= 0, self._pairing.freed[first + np.maximum(was, 0)], 0)
@@ -104,6 +120,33 @@ class FileChanges:
             ),
         )
         return _Part(base + rows, changed, freed, list(found))
+
+    def _rewritten(self, numbers: tuple[int, int], found: Matching, own: slice) -> Mask:
+        """Tell which files of a partition were changed in their place, by reading them.
+
+        Only those of which the granules do not tell: they share one with what changed.
+        """
+        one, other = self._images
+        disks = (self._pairing.old, self._disk)
+        old, new = (d.contents[n].files for d, n in zip(disks, numbers, strict=True))
+        out = np.zeros(new.count, bool)
+        if one is None or other is None:
+            return out
+        in_doubt = (found.old >= 0) & (self._changed[own] > 0) & ~self._certain[own]
+        in_doubt &= ~found.moved & ~found.laid & ~found.differs
+        in_doubt &= (new.type == Type.FILE) | (new.type == Type.SYMLINK)
+        rows = np.flatnonzero(in_doubt)
+        if rows.size:
+            before, after = (
+                Volume.of(image, image.path).part(part.start, part.length)
+                for image, part in zip(
+                    (one, other),
+                    (d.partitions[n] for d, n in zip(disks, numbers, strict=True)),
+                    strict=True,
+                )
+            )
+            out[rows] = rewritten(old, new, found.old[rows], rows, before, after)
+        return out
 
     def _lost(self, number: int, theirs: int, rows: Mask) -> _Part:
         """Return files of OLD that are in NEW no longer."""

@@ -387,6 +387,8 @@ def _look_at_content(
     theirs = found.old[ours]
     entries = _entry_hashes(new)[ours] == _entry_hashes(old)[theirs]
     same_map = _map_hashes(new)[ours] == _map_hashes(old)[theirs]
+    # Maps count from the volume's start: in one that moved, equal maps are other places.
+    same_map &= old_volume.start == new_volume.start
     differs = (new.size[ours] != old.size[theirs]) & (new.type[ours] != Type.DIRECTORY)
     differs |= new.type[ours] != old.type[theirs]
     differs |= new.inline[ours] != old.inline[theirs]
@@ -409,6 +411,35 @@ def _look_at_content(
     same = np.array([a == b for a, b in pairs], bool)
     found.laid[ours[same]] = True
     found.differs[ours[~same]] = True
+
+
+def rewritten(
+    old: FileTable, new: FileTable, was: Index, rows: Index, old_volume: Volume, new_volume: Volume
+) -> Mask:
+    """Tell which files have other content, by reading them.
+
+    Args:
+        old: the files of OLD.
+        new: the files of NEW.
+        was: rows of OLD, each once.
+        rows: the row of NEW that goes with each.
+        old_volume: what OLD's files are in.
+        new_volume: what NEW's files are in.
+
+    Returns:
+        Shape (rows,). False also for what cannot be read as it is stored.
+
+    Raises:
+        CorruptImageError: an image cannot be read.
+    """
+    found = np.zeros(rows.size, bool)
+    some = ~new.opaque[rows] & ~old.opaque[was]
+    at = np.flatnonzero(some)
+    some = _affordable(new, rows[at], new_volume) & _affordable(old, was[at], old_volume)
+    at = at[some]
+    pairs = zip(digests(new, rows[at], new_volume), digests(old, was[at], old_volume), strict=True)
+    found[at] = np.array([a != b for a, b in pairs], bool)
+    return found
 
 
 def _entry_hashes(table: FileTable) -> Hashes:
