@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from qcowdelta.attribution.figures import Advice
+from qcowdelta.attribution.figures import Advice, FileStatus
 from qcowdelta.cli.overview import Page, print_full, print_summary, print_tree
 from qcowdelta.disk.kinds import Partition
 from qcowdelta.report.words import KIND_NAMES
@@ -165,6 +165,16 @@ def test_files_say_their_partition_where_there_are_several(everything: Made) -> 
         assert re.search(r" 2: /", "\n".join(plain(printed(everything, width=120, how=how))))
     alone = "\n".join(plain(printed(made(bare=True), width=120)))
     assert not re.search(r" (0|disk): /", alone)
+
+
+def test_what_only_lies_beside_a_change_is_not_counted_as_one(everything: Made) -> None:
+    files = list(everything.attribution.files)
+    files[:5] = [file._replace(status=FileStatus.UNCHANGED) for file in files[:5]]
+    some = replace(everything, attribution=replace(everything.attribution, files=tuple(files)))
+    text = "\n".join(plain(printed(some, width=120)))
+    assert f"{len(files) - 5:,} changed files, 5 unchanged beside them" in text
+    assert "= unchanged" not in text
+    assert "\n".join(plain(printed(some, width=120, how="full"))).count("= unchanged") == 5
 
 
 def test_a_larger_window_is_used(everything: Made) -> None:
