@@ -95,6 +95,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
     return disks.make_disk(tmp_path_factory.mktemp("disk"))
 
 
+@pytest.mark.slow
 class TestTheDiskThatHasEverything:
     @pytest.mark.slow
     @pytest.mark.parametrize("granularity", [512, 4096, 65536, 2 * MIB])

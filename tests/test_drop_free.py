@@ -194,6 +194,7 @@ def two_partitions(pair: Pair, path: Path, first: int, length: int, size: int) -
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "length", "size", "why"),
     [

@@ -339,6 +339,7 @@ def test_wrong_secret_is_told_and_not_shown(
     assert "newline" not in said
 
 
+@pytest.mark.slow
 def test_secret_is_on_no_command_line_and_in_no_text(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +384,7 @@ def test_secret_is_taken_from_a_pipe_as_well(made: Path, tmp_path: Path) -> None
         os.close(read)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [False, True])
 def test_newline_at_the_end_belongs_to_the_secret_and_the_error_says_so(
     convert: bool, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,8 @@ from tests.support.live import Live, Words, diff
 from tests.support.machine import Disk, Machine
 from tests.support.qmp_proxy import Moment, Proxy
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 QUICK = 8.0  # s; what a person waits for an answer that could be had at once
 COMMANDS = ("status", "diff", "checkpoint", "cleanup")
@@ -50,7 +52,6 @@ def _nothing_left(live: Live, machine: Machine) -> None:
     assert not (live.folder / "out.qcow2").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_monitor_that_another_client_holds_is_named(
     command: str, machine: Machine, live: Live
@@ -70,7 +71,6 @@ def test_monitor_is_free_again_after_each_command(machine: Machine, live: Live) 
         live.ok("status")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_monitor_may_be_named_after_the_command_too(
     command: str, machine: Machine, live: Live, tmp_path: Path
@@ -103,7 +103,6 @@ def test_socket_of_a_dead_machine_is_named(live: Live, tmp_path: Path) -> None:
     assert outcome.seconds < QUICK
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "said", [b"SSH-2.0-OpenSSH_9.2\r\n", b'{"hello": 1}\n', b"\xff\xfe\n", b""]
 )
@@ -126,7 +125,6 @@ def test_server_that_speaks_no_qmp_is_named(said: bytes, live: Live, tmp_path: P
     assert outcome.seconds < QUICK
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_machine_that_stops_answering_is_given_up(
     command: str, machine: Machine, live: Live
@@ -139,7 +137,6 @@ def test_machine_that_stops_answering_is_given_up(
     _nothing_left(live, machine)
 
 
-@pytest.mark.slow
 def test_machine_that_dies_is_reported_at_each_step(tmp_path: Path) -> None:
     """Clearly, and without a file of ours or a part of the output left on the host."""
     qemu.require("qemu-img", "qemu-system")

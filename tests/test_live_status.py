@@ -13,6 +13,8 @@ from tests.support.live import Live, diff
 from tests.support.machine import Disk, Machine
 from tests.support.qmp_proxy import Moment, Proxy
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

@@ -23,6 +23,8 @@ from qcowdelta.secret import Secret
 from tests.support import foreign, qemu
 from tests.support.foreign import KIB, MIB, SIZE, VARIANTS, Variant
 
+pytestmark = pytest.mark.slow
+
 IMG = "QCOWDELTA_QEMU_IMG"
 PLACED = (
     *("parallels", "qed", "vdi", "vdi-static", "vpc", "vpc-chs", "vpc-fixed"),
