@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from .extents import Extents, Kind, Offsets, coalesce, cut_at, inside, single
+from .extents import Extents, Kind, Offsets, coalesce, cut_at, inside, join, single
 from .image import Image
 from .layer import How
 
@@ -46,7 +44,7 @@ class SplicedImage(Image):
         inner = max(start, min(stop, self._other.size))
         rows = single(inner, stop, Kind.ZERO)
         if start < inner:
-            rows = np.concatenate([self._other.extents(start, inner), rows])
+            rows = join([self._other.extents(start, inner), rows])
         rows["source"] += len(self._image.sources)
         return rows
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from .delta import WINDOW_ALIGNMENT
 from .dirty import DirtyRanges, Suspects
 from .errors import BitmapMismatchError, printable
-from .extents import Kind, Mask, Offsets, inside
+from .extents import Kind, Offsets, inside
 from .image import Image
 from .pieces import Classifier
 from .units import align_down, align_up
@@ -47,8 +46,7 @@ def spot_check(old: Image, new: Image, dirty: DirtyRanges, *, samples: int = _SA
         BitmapMismatchError: one of them differs.
         CorruptImageError: something that has to be read cannot be.
     """
-    stored = _stored(old, new, dirty)
-    suspicious, usual = stored.of(stored.one_sided), stored.of(~stored.one_sided)
+    suspicious, usual = _stored(old, new, dirty)
     blocks = _blocks(suspicious, samples // 2 if usual.size else samples)
     blocks = np.concatenate([blocks, _blocks(usual, samples - len(blocks))])
     readers = old.reader(), new.reader()
@@ -64,20 +62,8 @@ def spot_check(old: Image, new: Image, dirty: DirtyRanges, *, samples: int = _SA
     return int((blocks[:, 1] - blocks[:, 0]).sum())
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """What is stored and not dirty: pieces in order, and where but one side has any."""
-
-    ranges: Offsets
-    one_sided: Mask
-
-    def of(self, mask: Mask) -> Offsets:
-        """Return the pieces of a mask: [start, stop) each."""
-        found: Offsets = self.ranges[mask]
-        return found
-
-
-def _stored(old: Image, new: Image, dirty: DirtyRanges) -> _Stored:
+def _stored(old: Image, new: Image, dirty: DirtyRanges) -> tuple[Offsets, Offsets]:
+    """Return what is stored and not dirty, [start, stop) each: by one side only, and by both."""
     size = min(old.size, new.size, dirty.size)
     suspects = Suspects(dirty, old.size, new.size)
     classifier = Classifier(old, new)
@@ -90,7 +76,8 @@ def _stored(old: Image, new: Image, dirty: DirtyRanges) -> _Stored:
         ranges.append(np.stack([pieces.start, pieces.start + pieces.length], axis=1)[left])
         zero = [side["kind"] == Kind.ZERO for side in (pieces.old, pieces.new)]
         one_sided.append((zero[0] ^ zero[1])[left])
-    return _Stored(np.concatenate(ranges), np.concatenate(one_sided))
+    found, mask = np.concatenate(ranges), np.concatenate(one_sided)
+    return found[mask], found[~mask]
 
 
 def _windows(old: Image, new: Image, size: int) -> Iterator[tuple[int, int]]:

@@ -14,9 +14,8 @@ from ..disk.contents import Contents
 from ..disk.diskmap import DiskMap
 from ..disk.files import FileTable, Type
 from ..disk.kinds import Partition
-from ..disk.pairing import Pairing
+from ..disk.pairing import Pairing, volume_of
 from ..disk.space import NOBODY, Index
-from ..disk.volume import Volume
 from ..extents import Mask, Offsets
 from ..image import Image
 from .figures import FileChange, FileStatus, FileType
@@ -97,11 +96,10 @@ class FileChanges:
         if theirs is not None:
             old = self._pairing.old.contents[theirs].files
             first = self._pairing.old.first_owner[theirs]
-        base = self._disk.first_owner[number]
-        own = slice(base, base + files.count)
+        own = self._owners(number)
         certain = self._certain[own]
         if theirs is not None:
-            certain = certain | self._rewritten((theirs, number), matching, own)
+            certain = certain | self._rewritten(number, theirs, matching)
         status = _statuses(files, old, matching, self._changed[own], certain)
         rows = np.flatnonzero(status >= 0)
         was, status = matching.old[rows], status[rows]
@@ -119,34 +117,37 @@ class FileChanges:
                 files.inode[rows].tolist(),
             ),
         )
-        return _Part(base + rows, changed, freed, list(found))
+        return _Part(own.start + rows, changed, freed, list(found))
 
-    def _rewritten(self, numbers: tuple[int, int], found: Matching, own: slice) -> Mask:
+    def _rewritten(self, number: int, theirs: int, found: Matching) -> Mask:
         """Tell which files of a partition were changed in their place, by reading them.
 
         Only those of which the granules do not tell: they share one with what changed.
         """
-        one, other = self._images
-        disks = (self._pairing.old, self._disk)
-        old, new = (d.contents[n].files for d, n in zip(disks, numbers, strict=True))
-        out = np.zeros(new.count, bool)
-        if one is None or other is None:
-            return out
+        old, new = self._pairing.old, self._disk
+        files = new.contents[number].files
+        own = self._owners(number)
+        out = np.zeros(files.count, bool)
         in_doubt = (found.old >= 0) & (self._changed[own] > 0) & ~self._certain[own]
         in_doubt &= ~found.moved & ~found.laid & ~found.differs
-        in_doubt &= (new.type == Type.FILE) | (new.type == Type.SYMLINK)
+        in_doubt &= (files.type == Type.FILE) | (files.type == Type.SYMLINK)
         rows = np.flatnonzero(in_doubt)
-        if rows.size:
-            before, after = (
-                Volume.of(image, image.path).part(part.start, part.length)
-                for image, part in zip(
-                    (one, other),
-                    (d.partitions[n] for d, n in zip(disks, numbers, strict=True)),
-                    strict=True,
-                )
+        before, after = self._images
+        if rows.size and before is not None and after is not None:
+            out[rows] = rewritten(
+                old.contents[theirs].files,
+                files,
+                found.old[rows],
+                rows,
+                volume_of(before, old.partitions[theirs]),
+                volume_of(after, new.partitions[number]),
             )
-            out[rows] = rewritten(old, new, found.old[rows], rows, before, after)
         return out
+
+    def _owners(self, number: int) -> slice:
+        """Return which owners of NEW's map are the files of a partition."""
+        base = self._disk.first_owner[number]
+        return slice(base, base + self._disk.contents[number].files.count)
 
     def _lost(self, number: int, theirs: int, rows: Mask) -> _Part:
         """Return files of OLD that are in NEW no longer."""

@@ -29,7 +29,8 @@ def convert(delta: Path, output: Path, **options: Any) -> None:
     from ..errors import OptionError, printable
 
     what = sinks.chosen(output, options)
-    from_patch = _is_patch(delta)
+    # What comes through a pipe can only be a patch.
+    from_patch = str(delta) == "-" or delta.is_fifo() or opt.is_patch(delta)
     if from_patch == (what == "patch"):
         raise OptionError(
             f"{printable(delta)} is a{'' if from_patch else 'n'} {'' if from_patch else 'over'}"
@@ -39,20 +40,6 @@ def convert(delta: Path, output: Path, **options: Any) -> None:
     with contextlib.ExitStack() as stack:
         figures = (_to_overlay if from_patch else _to_patch)(stack, delta, output, options)
     sinks.show(figures, options)
-
-
-def _is_patch(delta: Path) -> bool:
-    """Tell what is to be converted; what comes through a pipe can only be a patch."""
-    from ..hostfile import HostFile
-    from ..patch.header import is_patch
-
-    if str(delta) == "-" or delta.is_fifo():
-        return True
-    given = HostFile.open(delta, lock=False)
-    try:
-        return is_patch(given)
-    finally:
-        given.close()
 
 
 def _to_overlay(

@@ -141,15 +141,7 @@ def _described(patch: PatchFile) -> dict[str, Any]:
 
 def _patch(stack: contextlib.ExitStack, path: Path) -> PatchFile | None:
     """Open a file if it is a patch."""
-    from ..hostfile import HostFile
-    from ..patch.header import is_patch
-
-    file = HostFile.open(path, lock=False, device=True)
-    try:
-        found = is_patch(file)
-    finally:
-        file.close()
-    if not found:
+    if not opt.is_patch(path, device=True):
         return None
     from ..patch.container import PatchFile
 

@@ -255,6 +255,18 @@ def open_base(base: Path, options: dict[str, Any]) -> Image:
     return open_side(base, options, "base")
 
 
+def is_patch(path: Path, *, device: bool = False) -> bool:
+    """Tell whether a file is a patch, by how it begins."""
+    from ..hostfile import HostFile
+    from ..patch.header import is_patch as begins_so
+
+    file = HostFile.open(path, lock=False, device=device)
+    try:
+        return begins_so(file)
+    finally:
+        file.close()
+
+
 def open_patch(path: Path) -> PatchFile:
     """Open a patch; ``-`` reads it from standard input."""
     from ..errors import OptionError, printable

@@ -404,11 +404,7 @@ def _look_at_content(
     likely[long] = heads == _first_blocks(old, theirs[long], old_volume)
     found.differs[ours[~likely]] = True
     ours, theirs = ours[likely], theirs[likely]
-    some = _affordable(new, ours, new_volume) & _affordable(old, theirs, old_volume)
-    found.differs[ours[~some]] = True
-    ours, theirs = ours[some], theirs[some]
-    pairs = zip(digests(new, ours, new_volume), digests(old, theirs, old_volume), strict=True)
-    same = np.array([a == b for a, b in pairs], bool)
+    _, same = _compared(old, new, theirs, ours, old_volume, new_volume)
     found.laid[ours[same]] = True
     found.differs[ours[~same]] = True
 
@@ -433,13 +429,22 @@ def rewritten(
         CorruptImageError: an image cannot be read.
     """
     found = np.zeros(rows.size, bool)
-    some = ~new.opaque[rows] & ~old.opaque[was]
-    at = np.flatnonzero(some)
-    some = _affordable(new, rows[at], new_volume) & _affordable(old, was[at], old_volume)
-    at = at[some]
-    pairs = zip(digests(new, rows[at], new_volume), digests(old, was[at], old_volume), strict=True)
-    found[at] = np.array([a != b for a, b in pairs], bool)
+    at = np.flatnonzero(~new.opaque[rows] & ~old.opaque[was])
+    read, same = _compared(old, new, was[at], rows[at], old_volume, new_volume)
+    found[at] = read & ~same
     return found
+
+
+def _compared(
+    old: FileTable, new: FileTable, was: Index, rows: Index, old_volume: Volume, new_volume: Volume
+) -> tuple[Mask, Mask]:
+    """Tell which files were read, as far as that is affordable, and which of them are the same."""
+    read = _affordable(new, rows, new_volume) & _affordable(old, was, old_volume)
+    ours, theirs = rows[read], was[read]
+    pairs = zip(digests(new, ours, new_volume), digests(old, theirs, old_volume), strict=True)
+    same = np.zeros(rows.size, bool)
+    same[read] = np.array([a == b for a, b in pairs], bool)
+    return read, same
 
 
 def _entry_hashes(table: FileTable) -> Hashes:

@@ -88,13 +88,17 @@ def same_disk(disk: DiskMap) -> Pairing:
 def _match(
     before: DiskMap, after: DiskMap, numbers: tuple[int, int], old: Image, new: Image
 ) -> Matching:
-    one, other = before.partitions[numbers[0]], after.partitions[numbers[1]]
     return match(
         before.contents[numbers[0]].files,
         after.contents[numbers[1]].files,
-        Volume.of(old, old.path).part(one.start, one.length),
-        Volume.of(new, new.path).part(other.start, other.length),
+        volume_of(old, before.partitions[numbers[0]]),
+        volume_of(new, after.partitions[numbers[1]]),
     )
+
+
+def volume_of(image: Image, part: Partition) -> Volume:
+    """Return what a partition of an image holds."""
+    return Volume.of(image, image.path).part(part.start, part.length)
 
 
 def pair_partitions(old: tuple[Partition, ...], new: tuple[Partition, ...]) -> dict[int, int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..errors import NbdError, QemuError
-from ..extents import EXTENT, Extents, Kind, Offsets, clip, coalesce
+from ..extents import Extents, Kind, Offsets, clip, coalesce, join
 from ..layer import How, Source, SourceFile
 from ..raw import data_and_zeros
 from ..units import MIB
@@ -143,8 +143,7 @@ class ExportLayer:
             QemuError: it cannot be told.
         """
         parts = [self._window(number) for number in range(start // _WINDOW, -(-stop // _WINDOW))]
-        rows = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, EXTENT), *parts])
-        return coalesce(clip(rows, start, stop))
+        return coalesce(clip(join(parts), start, stop))
 
     def _window(self, number: int) -> Extents:
         """Return a window's extents; those asked for last are kept."""
