@@ -159,6 +159,22 @@ def test_vhdx_tables_tell_no_more_than_the_range(tmp_path: Path) -> None:
         assert not Vhdx(file).runs(128 * MIB, 256 * MIB).size
 
 
+def test_vhdx_tells_nothing_of_the_rest_of_a_block_behind_the_disks_end(tmp_path: Path) -> None:
+    path, size = tmp_path / "short.vhdx", 5 * MIB
+    qemu.create(path, size, fmt="vhdx", block_size=8 * MIB)
+    qemu.write(path, 4 * MIB, MIB, 7, fmt="vhdx")
+    with contextlib.closing(HostFile.open(path)) as file:
+        runs = Vhdx(file).runs(0, 8 * MIB)
+    assert runs[:, :2].tolist() == [[0, size]]
+    with path.open("r+b") as file:  # what an earlier, larger disk may have left there
+        file.seek(int(runs[0, 2]) + size)
+        file.write(b"\5" * MIB)
+    with opened(path, VARIANTS["vhdx"]) as image:
+        buffer = memoryview(bytearray(2 * MIB))
+        content_of(image).read_into(buffer, 4 * MIB)
+    assert bytes(buffer) == b"\7" * MIB + bytes(MIB)
+
+
 def test_several_files_are_not_told_apart_so_none_is_read(tmp_path: Path) -> None:
     """Offsets are told without the file that they are of."""
     for number in (1, 2):

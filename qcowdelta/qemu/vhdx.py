@@ -88,15 +88,17 @@ class Vhdx:
 
         Returns:
             An array of shape (n, 3): start, stop and offset in the file of each run, in order and
-            apart, whole blocks each; the offset of what reads as zeros is :data:`ZEROS`. Nothing
-            is said of blocks whose state is another, which QEMU does not read either.
+            apart, whole blocks each, but for the end of the disk; the offset of what reads as
+            zeros is :data:`ZEROS`. Nothing is said of blocks whose state is another, which QEMU
+            does not read either.
 
         Raises:
             FormatError, CorruptImageError: the tables cannot be read.
         """
         block, ratio = self._block_size()
         table = self._entry(self._regions, _BAT, "block allocation table")
-        blocks = np.arange(start // block, -(-min(stop, self.size) // block))
+        size = self.size
+        blocks = np.arange(start // block, -(-min(stop, size) // block))
         if not blocks.size:
             return np.empty((0, 3), np.int64)
         # Behind the entries of so many blocks is one for their bitmap, which only a child uses.
@@ -108,7 +110,9 @@ class Vhdx:
         entries = np.frombuffer(data, "<u8").astype(np.uint64)[index - first]
         state = entries & _STATE
         host = np.where(state <= _UNMAPPED, ZEROS, (entries & _OFFSET).astype(np.int64))
-        rows = np.stack([blocks * block, (blocks + 1) * block, host], axis=1)
+        # Behind the disk's end a block's rest is not the disk's, which reads as zeros there.
+        stops = np.minimum((blocks + 1) * block, size)
+        rows = np.stack([blocks * block, stops, host], axis=1)
         return _joined(rows[(state <= _UNMAPPED) | (state == _FULLY_PRESENT)])
 
     def _block_size(self) -> tuple[int, int]:
