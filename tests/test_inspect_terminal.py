@@ -13,6 +13,7 @@ from rich.console import Console
 from qcowdelta.attribution.figures import Advice, FileStatus
 from qcowdelta.cli.overview import Page, print_full, print_summary, print_tree
 from qcowdelta.disk.kinds import Partition
+from qcowdelta.report.page import page
 from qcowdelta.report.words import KIND_NAMES
 from tests.support.attributions import HOSTILE_NAMES, Made, made
 
@@ -173,6 +174,9 @@ def test_what_only_lies_beside_a_change_is_not_counted_as_one(everything: Made) 
     some = replace(everything, attribution=replace(everything.attribution, files=tuple(files)))
     text = "\n".join(plain(printed(some, width=120)))
     assert f"{len(files) - 5:,} changed files, 5 unchanged beside them" in text
+    assert f"{len(files) - 5:,} changed files, 5 unchanged beside them" in page(
+        some.attribution, some.inspection
+    )
     assert "= unchanged" not in text
     assert "\n".join(plain(printed(some, width=120, how="full"))).count("= unchanged") == 5
 

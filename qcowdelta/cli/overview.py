@@ -422,14 +422,12 @@ def _cell(page: Page, name: str, changed: int, length: int) -> tuple[str, str]:
 
 def _files(page: Page, found: Attribution, rows: int, *, cut: bool = True) -> None:
     from ..attribution.figures import FileStatus
-    from ..report.words import file_path
+    from ..report.words import file_path, files_text
 
     changed = [file for file in found.files if file.status is not FileStatus.UNCHANGED]
     beside = [file for file in found.files if file.status is FileStatus.UNCHANGED]
     shown = changed[:rows] if cut else [*changed, *beside]
-    title = f"{len(changed):,} changed file{'' if len(changed) == 1 else 's'}"
-    if beside:
-        title += f", {len(beside):,} unchanged beside them"
+    title = files_text(found)
     page.head(title if len(shown) >= len(changed) else f"{title}, the largest changes")
     for file in shown:
         path = _place(found, file) + file_path(file)

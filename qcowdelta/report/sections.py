@@ -20,6 +20,7 @@ from .tree import Branch
 from .words import (
     KIND_NAMES,
     advice_text,
+    files_text,
     inner_space,
     partition_detail,
     partition_name,
@@ -296,7 +297,6 @@ def _treemap(found: Attribution, tree: list[Branch]) -> str:
         [],
         name="directory",
     )
-    total = len(found.files)
     small = any(each.kind == "rest" for each in tree)
     left = " Small files of a directory are summed up." if small else ""
     return section(
@@ -308,7 +308,7 @@ def _treemap(found: Attribution, tree: list[Branch]) -> str:
         f'<div class="below"><ul class="keys">{keys}</ul></div>'
         "<noscript><p>The treemap needs scripts.</p></noscript>"
         f"<details><summary>This directory as a table</summary>{listing}</details>",
-        about=f"{total:,} {'file' if total == 1 else 'files'} changed. "
+        about=f"{files_text(found)}. "
         f"Areas are changed bytes; choose a directory to go into it.{left}",
     )
 

@@ -5,7 +5,14 @@ Whatever comes from an image is made printable here; for HTML it has to be escap
 
 from __future__ import annotations
 
-from ..attribution.figures import Advice, Attribution, FileChange, PartitionShare, SourceFacts
+from ..attribution.figures import (
+    Advice,
+    Attribution,
+    FileChange,
+    FileStatus,
+    PartitionShare,
+    SourceFacts,
+)
 from ..delta import Summary
 from ..disk.kinds import Partition, SpaceKind, VolumeState
 from ..errors import printable
@@ -103,6 +110,14 @@ def percent(part: int, whole: int) -> str:
     if 0 < share < 0.01:
         return "<0.01 %"
     return f"{share:.2f} %" if 0 < share < 0.1 else f"{share:.1f} %"
+
+
+def files_text(found: Attribution) -> str:
+    """Return how many files changed, and how many only share clusters with what did."""
+    beside = sum(file.status is FileStatus.UNCHANGED for file in found.files)
+    changed = len(found.files) - beside
+    text = f"{changed:,} changed file{'' if changed == 1 else 's'}"
+    return f"{text}, {beside:,} unchanged beside them" if beside else text
 
 
 def resize_text(summary: Summary) -> str:
