@@ -190,13 +190,17 @@ def said_by(process: subprocess.Popen[bytes]) -> str:
 
 
 def begun(process: subprocess.Popen[bytes], work: Work) -> bool:
-    """Whether a process has an output of its own open: one without a name, or a hidden one."""
+    """Whether a process has made an output its own: one without a name, or a hidden one.
+
+    One to be resumed is open before it is locked, and its journal only after that.
+    """
     try:
         links = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
     except FileNotFoundError:
         return False
     folder = f"{work.output.parent}/"
-    return any(link.startswith((f"{folder}#", f"{folder}.")) for link in links)
+    own = [link for link in links if link.startswith((f"{folder}#", f"{folder}."))]
+    return any(not link.endswith("-partial") for link in own)
 
 
 def stop_at_work(process: subprocess.Popen[bytes], work: Work) -> None:
