@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,10 +19,14 @@ from .qcow2.geometry import ALL_ZERO, COPIED, SUBCLUSTERS, Entries, Geometry
 from .qcow2.layout import CompressionType
 from .qcow2.writer import Qcow2Writer
 from .reader import Readable
+from .threads import in_order
 from .units import MIB
 
 _COMPRESS_BATCH = MIB
 _STRETCH = 1 << 14  # payloads, well below the highest refcount
+
+Batch: TypeAlias = tuple[Offsets, list[bytes | None]]
+"""Guest clusters and their payloads; None for one that is not smaller compressed."""
 
 
 @dataclass
@@ -69,10 +72,14 @@ class ClusterSink:
         self._geometry, self._codec = geometry, codec
         self._chooser = Chooser(target, geometry, codec, compress)
         self._jobs = jobs
+        self._last: tuple[_Entries, Extents, Iterator[Batch]] | None = None
         self.copied = self.compressed = 0
 
     def add(self, window: ChangeWindow) -> None:
-        """Allocate, map and write what changed in a window."""
+        """Allocate and write what changed in a window, and map what the one before had.
+
+        So the threads have something to do while the last clusters of a window are compressed.
+        """
         if not window.changes.size:
             return
         bits = Bits(window.changes, self._geometry)
@@ -82,10 +89,20 @@ class ClusterSink:
         # Plain clusters first, so that they lie in one block and the payloads in another.
         self._add_plain(bits, rows, ~(verbatim | anew), found)
         self._add_verbatim(bits.clusters[verbatim], rows, found)
-        self._add_encoded(bits.clusters[anew], rows, found)
+        batches = self._encode(bits.clusters[anew], rows)
+        self.finish()
+        self._last = found, rows, batches
+
+    def finish(self) -> None:
+        """Map the window that was added last."""
+        if self._last is None:
+            return
+        found, rows, batches = self._last
+        self._add_encoded(batches, rows, found)
         clusters = np.concatenate(found.clusters)
         order = np.argsort(clusters)
         self._writer.set_entries(clusters[order], np.concatenate(found.entries)[order])
+        self._last = None
 
     def _add_plain(self, bits: Bits, rows: Extents, mask: Mask, found: _Entries) -> None:
         clusters, data, zero = bits.clusters[mask], bits.data[mask], bits.zero[mask]
@@ -149,13 +166,21 @@ class ClusterSink:
             entries = np.stack([entries, np.zeros_like(entries)], axis=1)
         found.add(clusters, entries)
 
-    def _add_encoded(self, clusters: Offsets, rows: Extents, found: _Entries) -> None:
-        """Compress clusters; one that does not become smaller is stored plain."""
-        if not clusters.size:
-            return
+    def _encode(self, clusters: Offsets, rows: Extents) -> Iterator[Batch]:
+        """Begin to compress clusters in threads, a bounded number ahead."""
+        step = max(1, _COMPRESS_BATCH >> self._geometry.cluster_bits)
+        batches = (clusters[i : i + step] for i in range(0, clusters.size, step))
+
+        def payloads(batch: Offsets) -> Batch:
+            return batch, encode(self._target, rows, batch, self._geometry, self._codec)
+
+        return in_order(self._jobs.encoders, payloads, batches, TASKS_AHEAD)
+
+    def _add_encoded(self, batches: Iterator[Batch], rows: Extents, found: _Entries) -> None:
+        """Write compressed clusters; one that did not become smaller is stored plain."""
         done, host, length = [], [], []
         plain = []
-        for batch, payloads in self._payloads(clusters, rows):
+        for batch, payloads in batches:
             for cluster, payload in zip(batch.tolist(), payloads, strict=True):
                 if payload is None:
                     plain.append(cluster)
@@ -170,24 +195,6 @@ class ClusterSink:
         if plain:
             bits = Bits.of_clusters(np.array(plain, np.int64), self._geometry)
             self._add_plain(bits, rows, np.ones(len(plain), bool), found)
-
-    def _payloads(
-        self, clusters: Offsets, rows: Extents
-    ) -> Iterator[tuple[Offsets, list[bytes | None]]]:
-        """Compress clusters in threads, a bounded number ahead, and yield them in order."""
-        step = max(1, _COMPRESS_BATCH >> self._geometry.cluster_bits)
-        pending: deque[tuple[Offsets, Future[list[bytes | None]]]] = deque()
-        for i in range(0, clusters.size, step):
-            batch = clusters[i : i + step]
-            job = self._jobs.encoders.submit(
-                encode, self._target, rows, batch, self._geometry, self._codec
-            )
-            pending.append((batch, job))
-            if len(pending) > TASKS_AHEAD:
-                first, oldest = pending.popleft()
-                yield first, oldest.result()
-        for batch, job in pending:
-            yield batch, job.result()
 
 
 def _stretches(rows: Extents) -> list[tuple[int, int]]:

@@ -104,6 +104,7 @@ def _write_qcow2(
         sink.add(window)
         if progress is not None:
             progress(window.stop, image.size)
+    sink.finish()
     return writer.finish()
 
 

@@ -57,6 +57,8 @@ class Image:
         """Close every file of the image."""
         for layer in self.layers:
             layer.close()
+            if layer.source.kept is not None:
+                layer.source.kept.close()
 
     @property
     def path(self) -> str:

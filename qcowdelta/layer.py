@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .errors import CorruptImageError
+from .errors import CorruptImageError, PathName
 from .extents import Extents
+from .inflated import Inflated
 from .qcow2.codec import CodecError, inflate
 from .qcow2.layout import CompressionType
 
@@ -37,13 +39,21 @@ class SourceFile(Protocol):
         """Fill ``buffer`` from ``offset``; what lies beyond :attr:`size` is zeros."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Source:
-    """The file that holds a layer's data, and how its compressed clusters are coded."""
+    """The file that holds a layer's data, and how its compressed clusters are coded.
+
+    Attributes:
+        file: the file.
+        cluster_size: bytes.
+        codec: what compressed clusters are coded with.
+        kept: those that were inflated before; None keeps none.
+    """
 
     file: SourceFile
     cluster_size: int
     codec: CompressionType = CompressionType.ZLIB
+    kept: Inflated | None = None
 
     def inflate(self, payload: memoryview, host: int, guest: int) -> bytes:
         """Return a compressed cluster's content.
@@ -64,6 +74,19 @@ class Source:
                 path=self.file.path,
                 offset=host,
             ) from error
+
+
+def keep_inflated(sources: Sequence[Source], folder: PathName | None = None) -> None:
+    """From now on keep compressed clusters that were read; see :class:`.Inflated`.
+
+    It is for those who read scattered ranges, or the same twice. The image that the sources are
+    of ends it when it is closed.
+    """
+    fresh = [source for source in sources if source.kept is None]
+    if fresh:
+        kept = Inflated(max(source.cluster_size for source in fresh), folder)
+        for source in fresh:
+            source.kept = kept
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ class AtomicOutput:
         path: the name it gets.
         force: replace what is there.
 
+    Attributes:
+        folder: where that name will be.
+        fd: the open file.
+
     Raises:
         OutputError: something is there already, it is not a regular file, or another process is
             about to replace it.
@@ -44,7 +48,7 @@ class AtomicOutput:
     def __init__(self, path: PathName, *, force: bool = False) -> None:
         self.path = os.fspath(path)
         self._force, self._replaces = force, False
-        self._folder = os.path.dirname(self.path) or "."
+        self.folder = os.path.dirname(self.path) or "."
         self._temporary: str | None = None
         self._target = -1
         self._check_target()
@@ -90,7 +94,7 @@ class AtomicOutput:
 
     def _open(self) -> int:
         try:
-            return os.open(self._folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
+            return os.open(self.folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -157,7 +161,7 @@ class AtomicOutput:
             self._temporary = None
         else:
             self._link(self.path)
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
         finally:

@@ -101,6 +101,7 @@ def write_overlay(
             clusters.add(window)
             if progress is not None:
                 progress(window.stop, delta.target.size)
+        clusters.finish()
     writer.add_extension(ExtensionType.DELTA, identity.build(summary))
     size = writer.finish()
     os.ftruncate(output.fd, size)

@@ -8,13 +8,12 @@ from collections import OrderedDict
 import numpy as np
 
 from .extents import Extents, Kind, Offsets, clip, join, runs, spread, trim
-from .layer import Source
-from .reader import GuestReader, Inflated, Readable
+from .layer import Source, keep_inflated
+from .reader import GuestReader, Readable
 from .units import MIB
 
 _WINDOW = 64 * MIB
 _WINDOWS = 64
-_INFLATED = 32 * MIB
 
 
 class RangeReader:
@@ -28,7 +27,7 @@ class RangeReader:
         self._image = image
         self._kept: OrderedDict[int, tuple[Extents, Offsets]] = OrderedDict()
         self._lock = threading.Lock()
-        self._inflated = Inflated(_INFLATED)
+        keep_inflated(image.sources)
 
     @property
     def size(self) -> int:
@@ -63,7 +62,7 @@ class RangeReader:
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         """Fill a buffer from ``start`` on; beyond the end of the disk are zeros."""
-        GuestReader(self, self._inflated).read_into(start, buffer)
+        GuestReader(self).read_into(start, buffer)
 
     def read(self, start: Offsets, length: Offsets) -> memoryview:
         """Return the content of ranges, as :meth:`read_ranges` reads it."""
@@ -79,7 +78,7 @@ class RangeReader:
         """
         if start.size:
             rows, places = self._pieces(start, length)
-            GuestReader(self, self._inflated).read_extents(rows, buffer, places)
+            GuestReader(self).read_extents(rows, buffer, places)
 
     def _pieces(self, start: Offsets, length: Offsets) -> tuple[Extents, Offsets]:
         """Return what ranges consist of, in the disk's order, and where each piece belongs."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from typing import Protocol
 
 import numpy as np
@@ -31,47 +29,11 @@ class Readable(Protocol):
         """Return what ``[start, stop)`` is."""
 
 
-class Inflated:
-    """The content of compressed clusters that were used last; safe to be used by several threads.
-
-    Args:
-        room: how many bytes of them are kept; one cluster always is.
-    """
-
-    def __init__(self, room: int = 0) -> None:
-        self._room = room
-        self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, place: tuple[int, int]) -> bytes | None:
-        """Return the cluster at a place (which source, the payload's offset), or None."""
-        with self._lock:
-            data = self._kept.get(place)
-            if data is not None:
-                self._kept.move_to_end(place)
-            return data
-
-    def put(self, place: tuple[int, int], data: bytes) -> None:
-        """Keep a cluster."""
-        with self._lock:
-            if place not in self._kept:
-                self._kept[place] = data
-                self._room -= len(data)
-            while self._room < 0 and len(self._kept) > 1:
-                self._room += len(self._kept.popitem(last=False)[1])
-
-
 class GuestReader:
-    """Reads an image's guest content. Not for use by two threads at a time.
+    """Reads an image's guest content. Not for use by two threads at a time."""
 
-    Args:
-        image: the image.
-        inflated: the clusters of it that are inflated already, which others may use too.
-    """
-
-    def __init__(self, image: Readable, inflated: Inflated | None = None) -> None:
+    def __init__(self, image: Readable) -> None:
         self._image = image
-        self._inflated = inflated or Inflated()
 
     def read(self, start: int, length: int) -> bytes:
         """Return ``length`` bytes of guest content; beyond the end of the disk are zeros."""
@@ -118,36 +80,44 @@ class GuestReader:
             self._read_compressed(extents[compressed], begins[compressed], buffer)
 
     def _read_compressed(self, extents: Extents, begins: Offsets, buffer: memoryview) -> None:
-        columns = (extents["source"], extents["host"], extents["within"], extents["length"])
-        rows = zip(*(column.tolist() for column in (*columns, begins)), strict=True)
-        missing = []
-        for k, (number, host, within, length, begin) in enumerate(rows):
-            data = self._inflated.get((number, host))
-            if data is None:
-                missing.append(k)
-            else:
-                buffer[begin : begin + length] = data[within : within + length]
-        if missing:
-            self._inflate(extents[missing], begins[missing], buffer)
+        for number in set(extents["source"].tolist()):
+            mine = extents["source"] == number
+            self._read_clusters(self._image.sources[number], extents[mine], begins[mine], buffer)
 
-    def _inflate(self, extents: Extents, begins: Offsets, buffer: memoryview) -> None:
-        """Inflate clusters; several extents in a row may lie in the same one."""
+    def _read_clusters(
+        self, source: Source, extents: Extents, begins: Offsets, buffer: memoryview
+    ) -> None:
+        """Read compressed clusters of one source."""
+        if source.kept is not None:
+            columns = (extents["host"], extents["within"], extents["length"], begins)
+            parts = list(zip(*(column.tolist() for column in columns), strict=True))
+            missing = source.kept.read(id(source), parts, buffer)
+            extents, begins = extents[missing], begins[missing]
         names = ("host", "bound", "start", "within", "length")
         rows = list(zip(*(extents[name].tolist() for name in names), begins.tolist(), strict=True))
-        data, of = b"", (-1, -1)
         for i, j in payload_spans(extents):
-            number = int(extents["source"][i])
-            source = self._image.sources[number]
-            first = rows[i][0]
-            payloads = memoryview(bytearray(rows[j - 1][0] + rows[j - 1][1] - first))
-            source.file.read_into(payloads, first)
-            for host, bound, start, within, length, begin in rows[i:j]:
-                if of != (number, host):
-                    of = number, host
-                    payload = payloads[host - first : host - first + bound]
-                    data = source.inflate(payload, host, start)
-                    self._inflated.put(of, data)
-                buffer[begin : begin + length] = data[within : within + length]
+            inflated = _inflate(source, rows[i:j], buffer)
+            if source.kept is not None:
+                source.kept.keep(id(source), inflated)
+
+
+def _inflate(
+    source: Source, rows: list[tuple[int, ...]], buffer: memoryview
+) -> list[tuple[int, bytes]]:
+    """Inflate clusters that follow each other; several rows may lie in the same one.
+
+    Returns where the payload of each begins, and its content.
+    """
+    first, (last, bound, *_) = rows[0][0], rows[-1]
+    payloads = memoryview(bytearray(last + bound - first))
+    source.file.read_into(payloads, first)
+    inflated: list[tuple[int, bytes]] = []
+    for host, bound, start, within, length, begin in rows:
+        if not inflated or inflated[-1][0] != host:
+            payload = payloads[host - first : host - first + bound]
+            inflated.append((host, source.inflate(payload, host, start)))
+        buffer[begin : begin + length] = inflated[-1][1][within : within + length]
+    return inflated
 
 
 def payload_spans(extents: Extents) -> list[tuple[int, int]]:

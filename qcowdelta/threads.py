@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from itertools import islice
 from typing import TypeVar
 
 Argument = TypeVar("Argument")
@@ -19,15 +20,19 @@ def in_order(
 ) -> Iterator[Result]:
     """Call a function in a pool, at most ``ahead`` calls before the result that is asked for.
 
-    Unlike ``Executor.map`` it takes arguments only as results are taken. What has not begun when
-    the iteration ends early is cancelled.
+    Unlike ``Executor.map`` it takes arguments only as results are taken, except for the first
+    ones, whose calls begin at once. What has not begun when the iteration ends early is cancelled.
     """
-    pending: deque[Future[Result]] = deque()
+    rest = iter(arguments)
+    pending = deque(pool.submit(function, argument) for argument in islice(rest, ahead))
+    return _results(pending, (pool.submit(function, argument) for argument in rest))
+
+
+def _results(pending: deque[Future[Result]], more: Iterator[Future[Result]]) -> Iterator[Result]:
     try:
-        for argument in arguments:
-            pending.append(pool.submit(function, argument))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
+        for future in more:
+            pending.append(future)
+            yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:

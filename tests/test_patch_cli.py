@@ -730,7 +730,7 @@ def test_reading_a_little_decodes_a_little(pair: Pair, monkeypatch: pytest.Monke
     decoded: list[int] = []
     real = decode.SegmentDecoder._decode
 
-    def spy(self: decode.SegmentDecoder, at: int) -> decode.Decoded:
+    def spy(self: decode.SegmentDecoder, at: int) -> memoryview:
         decoded.append(at)
         return real(self, at)
 

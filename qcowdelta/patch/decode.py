@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from blake3 import blake3
@@ -31,14 +30,6 @@ from .spool import Spool
 _CACHE = 32 * MIB
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """The content of a segment's range of the target, and which other segments it needed."""
-
-    content: memoryview
-    references: tuple[int, ...]
-
-
 class SegmentDecoder:
     """Decodes segments and keeps those used last; safe to be used by several threads.
 
@@ -54,7 +45,7 @@ class SegmentDecoder:
     def __init__(self, patch: PatchFile, base: Readable, folder: PathName | None = None) -> None:
         self._patch = patch
         self._base = RangeReader(base)
-        self._kept: OrderedDict[int, Future[Decoded]] = OrderedDict()
+        self._kept: OrderedDict[int, Future[memoryview]] = OrderedDict()
         self._capacity = max(4, _CACHE // patch.header.segment_size)
         self._lock = threading.Lock()
         self._spool = Spool(patch.header.segment_bits, folder)
@@ -75,7 +66,23 @@ class SegmentDecoder:
             FormatError: the segment breaks a rule.
             BaseMismatchError: the base is not the one the patch was made from.
         """
-        return self._decoded(at).content
+        with self._lock:
+            future = self._kept.get(at)
+            mine = future is None
+            if future is None:
+                future = self._kept[at] = Future()
+            self._kept.move_to_end(at)
+            while len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
+        if mine:
+            # Segments refer only to earlier ones, so no two threads can wait for each other.
+            try:
+                future.set_result(self._from_spool(at) or self._decode(at))
+            except BaseException as error:
+                with self._lock:
+                    self._kept.pop(at, None)  # it may go well the next time
+                future.set_exception(error)
+        return future.result()
 
     def check_rest(self) -> None:
         """Decode, and so check, every segment that was not decoded before.
@@ -88,33 +95,25 @@ class SegmentDecoder:
             for _ in in_order(pool, self.content, rest, 2 * usable_cpus()):
                 pass
 
-    def _decoded(self, at: int) -> Decoded:
-        with self._lock:
-            future = self._kept.get(at)
-            mine = future is None
-            if future is None:
-                future = self._kept[at] = Future()
-            self._kept.move_to_end(at)
-            while len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
-        if mine:
-            # Segments refer only to earlier ones, so no two threads can wait for each other.
-            try:
-                future.set_result(self._decode(at))
-            except BaseException as error:
-                with self._lock:
-                    self._kept.pop(at, None)  # it may go well the next time
-                future.set_exception(error)
-        return future.result()
+    def _from_spool(self, at: int) -> memoryview | None:
+        """Return a segment's content from the temporary file; None where it is not there."""
+        if at not in self._spooled:
+            return None
+        header, number = self._patch.header, int(self._patch.entries["number"][at])
+        start = number << header.segment_bits
+        length = min(header.segment_size, header.target_size - start)
+        content = np.empty(length, np.uint8).data
+        self._spool.read_into(content, [(start, length, 0)])
+        return content.toreadonly()
 
-    def _keep(self, at: int, decoded: Decoded) -> None:
+    def _keep(self, at: int, content: memoryview) -> None:
         """Put a segment that others refer to into the temporary file."""
         if at not in self._spooled:
             number = int(self._patch.entries["number"][at])
-            self._spool.write(decoded.content, number)
+            self._spool.write(content, number)
             self._spooled.add(at)
 
-    def _decode(self, at: int) -> Decoded:
+    def _decode(self, at: int) -> memoryview:
         segment = self._patch.segment(at)
         self._lists[at] = frozenset(segment.references)
         self._prepare(segment)
@@ -125,10 +124,9 @@ class SegmentDecoder:
         _place(content, segment.of_kind(OperationKind.DATA), memoryview(data))
         self._check(segment, content)
         self.verified[at] = True
-        decoded = Decoded(content.toreadonly(), segment.references)
         if self._patch.entries["users"][at]:
-            self._keep(at, decoded)
-        return decoded
+            self._keep(at, content)
+        return content.toreadonly()
 
     def _fill_same(self, segment: Segment, content: memoryview) -> None:
         """Fill in what no operation covers with the base's content at the same place."""
@@ -170,7 +168,7 @@ class SegmentDecoder:
         places = [self._place_of(segment, number) for number in segment.references]
         for at in places:
             if at not in self._spooled:
-                self._keep(at, self._decoded(at))
+                self._keep(at, self.content(at))
 
     def _place_of(self, segment: Segment, number: int) -> int:
         """Return the place of a segment that another refers to.

@@ -7,6 +7,7 @@ from blake3 import blake3
 from ..errors import BaseMismatchError, CorruptImageError, PathName, printable
 from ..hashtree import LEAF, TreeHasher, leaf_digests, leaf_length, zero_leaf
 from ..image import Image
+from ..layer import keep_inflated
 from ..qcow2.image import Qcow2Layer
 from ..units import SECTOR, align_up, ceil_div
 from .container import PatchFile
@@ -43,6 +44,8 @@ def open_patched(
             f"{printable(base.path)}: {size_of(base)}, and the base of {printable(patch.path)} was "
             f"{patch.header.base_size}{other_readings(base, patch.header.base_size, side)}"
         )
+    if folder is not None:
+        keep_inflated(base.sources, folder)
     if check:
         check_base(patch, base, side)
     return Image([PatchLayer(patch, base, folder), *base.layers])

@@ -14,6 +14,7 @@ from ..delta import Changes, Delta, Progress, Summary
 from ..errors import OptionError
 from ..extents import Offsets, spread
 from ..hashtree import LEAF, TreeHasher, leaf_length
+from ..layer import keep_inflated
 from ..output import AtomicOutput
 from ..ranges import RangeReader
 from ..units import ceil_div, usable_cpus
@@ -118,6 +119,8 @@ class _Writing:
 
     def run(self, pool: Executor, late: Executor) -> PatchReport:
         delta = self._delta
+        for side in (delta.base, delta.target):
+            keep_inflated(side.sources, self._output.folder)
         scan = BaseScan(delta.base, self._settings.per)
         scan.run(pool, lambda done, _: self._tell(done))
         header = Header(
