@@ -26,6 +26,7 @@ from qcowdelta.attribution.figures import (
     FileType,
     directory_tree,
 )
+from qcowdelta.disk import compare
 from qcowdelta.disk.diskmap import read_disk
 from qcowdelta.disk.kinds import SpaceKind, VolumeState
 from qcowdelta.output import AtomicOutput
@@ -394,25 +395,56 @@ class TestFiles:
 class TestChangedInItsPlace:
     """Content written over, seen through clusters that hold more than what changed."""
 
-    TREE: ClassVar[disks.Tree] = {f"/f{n}": disks.content(n, 4000) for n in range(20)}
+    TREE: ClassVar[disks.Tree] = {f"/d/f{n}": disks.content(n, 4000) for n in range(20)}
+    TARGET = "where/this/points/to/" * 5  # too long to be in the inode
 
     def make(self, tmp_path: Path) -> Path:
         disks.require("mke2fs")
         disks.write_tree(tmp_path / "tree", self.TREE)
+        (tmp_path / "tree" / "link").symlink_to(self.TARGET)
         return disks.make_ext(
             tmp_path / "old", 16 * MIB, "-t", "ext4", "-b", "1024", folder=tmp_path / "tree"
         )
 
-    def test_only_the_file_that_was_written_over_is_modified(self, tmp_path: Path) -> None:
-        old, new = self.make(tmp_path), tmp_path / "new"
+    def written_over(self, old: Path, new: Path, what: bytes) -> Attribution:
         data = bytearray(old.read_bytes())
-        at = data.index(self.TREE["/f7"][:1000])
-        data[at + 100 : at + 114] = b"CHANGEDCONTENT"
+        at = data.index(what) + 50
+        data[at : at + 14] = b"CHANGEDCONTENT"
         new.write_bytes(data)
-        found = attributed(old, new, 65536)
+        return attributed(old, new, 65536)
+
+    @pytest.mark.parametrize("path", ["/d/f7", "/link"])
+    def test_only_what_was_written_over_is_modified(self, path: str, tmp_path: Path) -> None:
+        content = self.TREE.get(path, self.TARGET.encode())[:100]
+        found = self.written_over(self.make(tmp_path), tmp_path / "new", content)
         modified = {f.path for f in found.files if f.status is FileStatus.MODIFIED}
-        assert modified == {b"/f7"}
+        assert modified == {path.encode()}
         assert len(found.files) > 1
+        assert not found.doubts
+
+    def test_in_fat_too(self, tmp_path: Path) -> None:
+        disks.require("mkfs.fat", "mcopy")
+        old = disks.make_fat(tmp_path / "old", 16 * MIB, 16, "OVER")
+        for number in range(8):
+            disks.put_fat(old, tmp_path, f"F{number}", disks.content(number, 4000))
+        found = self.written_over(old, tmp_path / "new", disks.content(5, 4000)[:100])
+        modified = {f.path for f in found.files if f.status is FileStatus.MODIFIED}
+        assert modified == {b"/F5"}
+        assert len(found.files) > 1
+
+    def test_what_cannot_be_compared_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old = self.make(tmp_path)
+        monkeypatch.setattr(compare, "_affordable", lambda table, rows, volume: rows < 0)
+        found = self.written_over(old, tmp_path / "new", self.TREE["/d/f7"][:100])
+        unchanged = [f for f in found.files if f.status is FileStatus.UNCHANGED]
+        assert b"/d/f7" in {f.path for f in unchanged}
+        count = sum(f.type in (FileType.FILE, FileType.SYMLINK) for f in unchanged)
+        assert found.doubts == (
+            f"{count} files share clusters with what changed and could not be compared, being "
+            "compressed, encrypted or too large, and count as unchanged",
+        )
 
     def test_files_of_a_partition_that_moved_are_moved(self, tmp_path: Path) -> None:
         disks.require("sfdisk")
@@ -422,8 +454,8 @@ class TestChangedInItsPlace:
             path.write_bytes(bytes(start * MIB) + body + bytes((4 - start) * MIB))
             disks.run("sfdisk", "-q", path, stdin=f"label: dos\n{start * 2048},32768,83\n")
         found = attributed(*paths, 65536)
-        told = {f.status for f in found.files if f.type is FileType.FILE}
-        assert told == {FileStatus.MOVED}
+        assert {f.type for f in found.files} == {*FileType} - {FileType.OTHER}
+        assert {f.status for f in found.files if f.path != b"/"} == {FileStatus.MOVED}
 
 
 # --- a system that was upgraded -----------------------------------------------------------------

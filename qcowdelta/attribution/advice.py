@@ -116,9 +116,9 @@ def _free_space(found: Attribution) -> Iterator[Advice]:
 
 def _layout(found: Attribution) -> Iterator[Advice]:
     """Tell if almost all differs; and if so, whether the file systems are not the same ones."""
-    new = found.sources[1]
-    if new is None:
-        return
+    old, new = found.sources
+    if new is None or (old is not None and not old.data_bytes + old.compressed_bytes):
+        return  # an OLD without data has nothing that could have been kept
     data = new.data_bytes + new.compressed_bytes
     changed = found.changed_bytes - sum(found.zeroed.values())
     if not data or changed < _ALMOST_ALL * data:

@@ -170,7 +170,7 @@ class Attributor:
             cells=sums.cells.finish(files.index_of_owner),
             sources=(source_facts(self._old), source_facts(self._new)),
             free_is_sure=self._new is not None and is_free_space_sure(self._new, disk),
-            doubts=(*doubts(pairing.old, disk), *pairing.notes),
+            doubts=(*doubts(pairing.old, disk), *pairing.notes, *_untold(files.untold)),
             notes=tuple(notes),
         )
         return replace(found, advice=advise(found))
@@ -243,6 +243,16 @@ class _Sums:
         sums = np.zeros(_KINDS, np.int64)
         np.add.at(sums, self.disk.spaces["kind"][some], weights[some])
         return {SpaceKind(kind): int(sums[kind]) for kind in np.flatnonzero(sums).tolist()}
+
+
+def _untold(count: int) -> Iterator[str]:
+    """Yield what is to be said of files that could not be compared."""
+    if count:
+        files = "1 file shares" if count == 1 else f"{count:,} files share"
+        yield (
+            f"{files} clusters with what changed and could not be compared, being compressed, "
+            f"encrypted or too large, and {'counts' if count == 1 else 'count'} as unchanged"
+        )
 
 
 def _unread(size: int) -> DiskMap:

@@ -40,6 +40,7 @@ class FileChanges:
     Attributes:
         files: the files that changed, by changed bytes and then freed bytes, largest first.
         gone: the partitions that only OLD has.
+        untold: how many of the files that are called unchanged could not be compared.
         index_of_owner: for each owner of NEW's map the index of its change, or -1.
     """
 
@@ -51,6 +52,7 @@ class FileChanges:
         images: tuple[Image | None, Image | None],
     ) -> None:
         self._images = images
+        self.untold = 0
         self._pairing = pairing
         self._disk = pairing.new
         self._changed = by_owner(self._disk, changed)
@@ -134,7 +136,7 @@ class FileChanges:
         rows = np.flatnonzero(in_doubt)
         before, after = self._images
         if rows.size and before is not None and after is not None:
-            out[rows] = rewritten(
+            compared, out[rows] = rewritten(
                 old.contents[theirs].files,
                 files,
                 found.old[rows],
@@ -142,6 +144,7 @@ class FileChanges:
                 volume_of(before, old.partitions[theirs]),
                 volume_of(after, new.partitions[number]),
             )
+            self.untold += int((~compared).sum())
         return out
 
     def _owners(self, number: int) -> slice:

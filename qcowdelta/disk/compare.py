@@ -382,19 +382,25 @@ def _affordable(table: FileTable, rows: Index, volume: Volume) -> Mask:
 def _look_at_content(
     old: FileTable, new: FileTable, found: Matching, old_volume: Volume, new_volume: Volume
 ) -> None:
-    """Tell which files with the same path have the same content elsewhere on the disk."""
+    """Tell which files with the same path have the same content elsewhere on the disk.
+
+    Of directories, only where the whole file system is elsewhere: where their blocks are is not
+    known.
+    """
     ours = np.flatnonzero((found.old >= 0) & ~found.moved)
     theirs = found.old[ours]
     entries = _entry_hashes(new)[ours] == _entry_hashes(old)[theirs]
     same_map = _map_hashes(new)[ours] == _map_hashes(old)[theirs]
     # Maps count from the volume's start: in one that moved, equal maps are other places.
-    same_map &= old_volume.start == new_volume.start
+    in_place = old_volume.start == new_volume.start
+    same_map &= in_place
     differs = (new.size[ours] != old.size[theirs]) & (new.type[ours] != Type.DIRECTORY)
     differs |= new.type[ours] != old.type[theirs]
     differs |= new.inline[ours] != old.inline[theirs]
     differs |= ~entries
     found.differs[ours] = differs
-    open_ = ~differs & ~same_map & (new.type[ours] == Type.FILE)
+    found.laid[ours] = ~differs & (new.type[ours] == Type.DIRECTORY) & (not in_place)
+    open_ = ~differs & ~same_map & np.isin(new.type[ours], (Type.FILE, Type.SYMLINK))
     open_ &= ~new.opaque[ours] & ~old.opaque[theirs]
     ours, theirs = ours[open_], theirs[open_]
     # Most have the same content, so what is no longer than a block is better read only once.
@@ -411,7 +417,7 @@ def _look_at_content(
 
 def rewritten(
     old: FileTable, new: FileTable, was: Index, rows: Index, old_volume: Volume, new_volume: Volume
-) -> Mask:
+) -> tuple[Mask, Mask]:
     """Tell which files have other content, by reading them.
 
     Args:
@@ -423,16 +429,17 @@ def rewritten(
         new_volume: what NEW's files are in.
 
     Returns:
-        Shape (rows,). False also for what cannot be read as it is stored.
+        Which were compared, and which of those differ; each of shape (rows,). Not compared is
+        what is not stored as it reads, or would take more reading than the volume is large.
 
     Raises:
         CorruptImageError: an image cannot be read.
     """
-    found = np.zeros(rows.size, bool)
+    read, differ = np.zeros(rows.size, bool), np.zeros(rows.size, bool)
     at = np.flatnonzero(~new.opaque[rows] & ~old.opaque[was])
-    read, same = _compared(old, new, was[at], rows[at], old_volume, new_volume)
-    found[at] = read & ~same
-    return found
+    read[at], same = _compared(old, new, was[at], rows[at], old_volume, new_volume)
+    differ[at] = read[at] & ~same
+    return read, differ
 
 
 def _compared(
