@@ -38,6 +38,16 @@ def find(program: Program) -> str | None:
     return shutil.which(os.environ.get(VARIABLES[program]) or program)
 
 
+def launcher(door: int = -1, argv: Sequence[str] = ()) -> list[str]:
+    """Return the command line of :mod:`.launch`."""
+    return [sys.executable, "-I", "-S", _LAUNCH, str(os.getpid()), str(door), *argv]
+
+
+def launcher_environment() -> dict[str, str]:
+    """Return the environment that it runs in."""
+    return {**os.environ, "TMPDIR": tempfile.gettempdir()}
+
+
 class Child:
     """A program that runs as long as we do, at most: the kernel kills it when we end, however.
 
@@ -72,7 +82,7 @@ class Child:
         self._begun: queue.SimpleQueue[subprocess.Popen[bytes] | BaseException] = (
             queue.SimpleQueue()
         )
-        launched = [sys.executable, "-I", "-S", _LAUNCH, str(os.getpid()), str(door), *argv]
+        launched = launcher(door, argv)
         inherited = [*fds, *([door] if door >= 0 else [])]
         self._thread = threading.Thread(
             target=self._run, args=(launched, inherited), name=f"qcowdelta-{self.name}", daemon=True
@@ -93,7 +103,7 @@ class Child:
                 stderr=self._errors,
                 pass_fds=fds,
                 start_new_session=True,
-                env={**_KEEP_MEMORY, **os.environ, "TMPDIR": tempfile.gettempdir()},
+                env={**_KEEP_MEMORY, **launcher_environment()},
             )
         except BaseException as error:
             self._begun.put(error)

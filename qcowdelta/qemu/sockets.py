@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
+import subprocess
 
-_BACKLOG = 64
+from ..errors import QemuError, printable
+from .programs import launcher, launcher_environment
 
 
 class PrivateListener:
     """A listening unix socket without a name. Use as a context manager, or close it.
 
-    It gets a name in a folder that only we can enter, and loses it at once; it can still be
-    connected to through a descriptor of where its name was. What accepts is another process,
-    which the listening descriptor is handed to.
+    It has a name for a moment only, in a folder that only we can enter; :mod:`.launch` gives and
+    removes that. It can be connected to through a descriptor of where the name was. What accepts
+    is another process, which the listening descriptor is handed to.
+
+    Raises:
+        QemuError: it cannot be made.
+        OSError: nor the process that would make it.
     """
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._place = -1
-        try:
-            with tempfile.TemporaryDirectory(prefix="qcowdelta-") as folder:
-                name = os.path.join(folder, "nbd")
-                self._socket.bind(name)
-                self._socket.listen(_BACKLOG)
-                self._place = os.open(name, os.O_PATH | os.O_CLOEXEC)
-        except BaseException:
-            self.close()
-            raise
+        way, door = socket.socketpair()
+        with way, door:
+            made = subprocess.run(  # noqa: S603 # no shell, and our own arguments
+                launcher(door.fileno()),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                pass_fds=[door.fileno()],
+                start_new_session=True,
+                env=launcher_environment(),
+                check=False,
+            )
+            if made.returncode:
+                said = printable(made.stderr.strip())
+                raise QemuError(f"a socket for QEMU's NBD server cannot be made: {said}")
+            _, (self._place, listening), _, _ = socket.recv_fds(way, 1, 2)
+        os.set_inheritable(self._place, False)
+        os.set_inheritable(listening, False)
+        self._socket = socket.socket(fileno=listening)
 
     def __enter__(self) -> PrivateListener:
         return self
