@@ -29,11 +29,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "version",
     ),
     ("declare", "extents"),
-    ("hostfile", "secret"),
+    ("hostfile", "inflated", "secret"),
     ("formats",),
     # QEMU's programs, and talking to them.
-    ("qemu.nbd", "qemu.programs", "qemu.qmp", "qemu.sockets"),
-    ("qemu.daemon", "qemu.remote", "qemu.vhdx", "qemu.vmdk"),
+    ("qemu.nbd", "qemu.programs", "qemu.qmp"),
+    ("qemu.daemon", "qemu.remote", "qemu.sockets", "qemu.vhdx", "qemu.vmdk"),
     ("qemu.headers",),
     # Formats of disk images.
     ("qcow2.layout", "qcow2.geometry"),
