@@ -223,6 +223,7 @@ class TestTheDiskThatHasEverything:
         assert {f.status for (n, _), f in files.items() if n == EXT} == {FileStatus.ADDED}
 
 
+@pytest.mark.slow
 class TestSources:
     def test_an_overlay_is_held_against_its_backing_file(self, disk: Disk, tmp_path: Path) -> None:
         overlay = tmp_path / "overlay.qcow2"

@@ -551,6 +551,13 @@ def test_result_says_that_it_rests_on_the_bitmap_and_how_far_that_was_checked(
     assert "256 KiB were compared as samples" in line
     assert ok(*words, "--json").json["bitmap_checked_bytes"] is None
     assert "bitmap" not in ok(*words).out
+    inspect = ("inspect", pair.old, pair.new)
+    by_bitmap = (*inspect, "--bitmap", "b")
+    for told in (ok(*by_bitmap).out, str(ok(*by_bitmap, "--json").json["notes"])):
+        told = " ".join(told.split())
+        assert "this rests on the bitmap" in told
+        assert "256 KiB were compared as samples" in told
+    assert "bitmap" not in ok(*inspect).out
 
 
 # The library

@@ -370,6 +370,7 @@ def test_secret_is_on_no_command_line_and_in_no_text(
     assert encoded not in said
 
 
+@pytest.mark.slow
 def test_secret_is_taken_from_a_pipe_as_well(made: Path, tmp_path: Path) -> None:
     read, write = os.pipe()
     os.write(write, foreign.SECRET)
@@ -403,6 +404,7 @@ def test_newline_at_the_end_belongs_to_the_secret_and_the_error_says_so(
     assert "empty" in refused("inspect", old, made / "new.raw", "--old-secret-file", empty)
 
 
+@pytest.mark.slow
 def test_plain_output_over_an_encrypted_image_is_told(made: Path, tmp_path: Path) -> None:
     old, secret = image(made, "old", VARIANTS["luks"]), foreign.secret_file(made)
     out = tmp_path / "out.qcow2"

@@ -48,6 +48,7 @@ def read_scattered(disk: Path) -> None:
             done.result()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clusters", [1, 3, 40, 1000])
 def test_content_is_right_however_few_are_kept(
     disk: Path, clusters: int, monkeypatch: pytest.MonkeyPatch
@@ -74,6 +75,7 @@ def test_each_is_inflated_once_while_there_is_room(
     assert len(seen) == len(set(seen)) == SIZE >> 16
 
 
+@pytest.mark.slow
 def test_no_folder_for_temporary_files_is_no_error(
     disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +83,7 @@ def test_no_folder_for_temporary_files_is_no_error(
     read_scattered(disk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", [None, 0, 70_000], ids=["error", "nothing", "a part"])
 def test_full_file_system_is_no_error(
     disk: Path, written: int | None, monkeypatch: pytest.MonkeyPatch

@@ -259,6 +259,7 @@ def test_server_that_hangs_in_its_greeting_is_given_up() -> None:
         NbdClient(ours, "x", name="disk.vdi", timeout=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("greeting", [b"QEMU" * 5, b"NBDMAGICIHAVEOPT\0\0", b"NBD"])
 def test_what_is_no_nbd_server_is_refused(greeting: bytes) -> None:
     server = Server(honest, greeting=greeting)

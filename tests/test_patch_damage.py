@@ -735,6 +735,7 @@ def test_list_of_references_that_is_not_closed_is_refused(tmp_path: Path) -> Non
     patches.nothing_but(tmp_path, ["bad.qcpatch", "base.raw"])
 
 
+@pytest.mark.slow
 def test_what_is_no_patch_file_is_refused_at_once(rich: Rich, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero"), rich.old, tmp_path / "none"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ class _Source:
         patch: what the patch says of itself, where there is one.
         files: the names of the inputs.
         base_size: the virtual size of what the changes are made to, bytes.
+        checked: bytes compared beside the marks of the bitmap that all rests on; None: on none.
     """
 
     delta: ChangeSource
@@ -80,6 +81,7 @@ class _Source:
     patch: dict[str, Any] | None
     files: tuple[str, ...]
     base_size: int
+    checked: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _source(
 
         first = stack.enter_context(opt.open_side(old, options, "old"))
         second = stack.enter_context(open_patched(patch, first, side="old"))
-    dirty = opt.open_bitmap(first, second, options)[0] if patch is None else None
+    dirty, checked = opt.open_bitmap(first, second, options) if patch is None else (None, None)
     delta = ImageDelta(
         first,
         second,
@@ -130,7 +132,7 @@ def _source(
         trust=options["trust_bitmap"],
     )
     told = None if patch is None else _described(patch)
-    return _Source(delta, first, second, told, files, first.size)
+    return _Source(delta, first, second, told, files, first.size, checked)
 
 
 def _described(patch: PatchFile) -> dict[str, Any]:
@@ -225,6 +227,9 @@ def _go_through(source: _Source, options: dict[str, Any]) -> _Found:
             progress=show,
         )
         attribution = _attributed(source, watched, options)
+    if source.checked is not None:
+        said = "this " + sinks.rests_on_bitmap(watched.stats.not_dirty, source.checked)
+        attribution = replace(attribution, doubts=(said, *attribution.doubts))
     opened = {"old": opt.described(source.old), "new": opt.described(source.new)}
     return _Found(watched.inspection(), attribution, source.patch, opened, extents)
 

@@ -302,18 +302,24 @@ def show(figures: dict[str, Any], options: dict[str, Any]) -> None:
         f"{figures['seconds']:.2f} s; decided: {decided or 'nothing'}"
     )
     if figures.get("bitmap_checked_bytes") is not None:
-        _show_checked(figures)
+        unmarked, checked = figures["decided"]["not_dirty"], figures["bitmap_checked_bytes"]
+        click.echo(f"{figures['output']}: {rests_on_bitmap(unmarked, checked)}")
     if "dropped_free" in figures:
         _show_dropped(figures["output"], figures["dropped_free"])
 
 
-def _show_checked(figures: dict[str, Any]) -> None:
+def rests_on_bitmap(unmarked: int, checked: int) -> str:
+    """Return what is to be said of a result that a bitmap's marks decided.
+
+    Args:
+        unmarked: how many bytes it does not mark.
+        checked: how many of these were compared all the same.
+    """
     from .show import size
 
-    unmarked = size(figures["decided"]["not_dirty"])
-    click.echo(
-        f"{figures['output']}: rests on the bitmap having missed nothing: of {unmarked} that it "
-        f"does not mark, {size(figures['bitmap_checked_bytes'])} were compared as samples"
+    return (
+        f"rests on the bitmap having missed nothing: of {size(unmarked)} that it does not mark, "
+        f"{size(checked)} were compared as samples"
     )
 
 
