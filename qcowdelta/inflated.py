@@ -13,6 +13,7 @@ from .units import MIB
 
 _ROOM = 32 * MIB
 _ROOM_IN_FOLDER = 1024 * MIB
+_PART = 8  # of the free space, what may be taken: the output needs its own
 _MOST = 1 << 16  # clusters, whatever their size: each takes memory too
 _AT_ONCE = 512  # clusters written or parts read by one call; systems have a limit
 _NEAR = 32 << 10  # bytes that are sooner read than left out
@@ -29,14 +30,13 @@ class Inflated:
 
     Args:
         cluster_size: the largest cluster's, bytes.
-        folder: where the file is, of up to 1 GiB; None takes the system's folder for temporary
-            files, and 32 MiB.
+        folder: where the file is, of up to 1 GiB, or an eighth of what is free there; None takes
+            the system's folder for temporary files, and 32 MiB.
     """
 
     def __init__(self, cluster_size: int, folder: PathName | None = None) -> None:
         self._size, self._folder = cluster_size, folder
-        room = _ROOM if folder is None else _ROOM_IN_FOLDER
-        self._slots = max(1, min(_MOST, room // cluster_size))
+        self._slots = 1
         self._file: IO[bytes] | None = None
         # Clusters are numbered as they come, and the number's remainder is the slot. So whoever
         # finds the same number before and after reading has read what it wanted.
@@ -55,14 +55,24 @@ class Inflated:
             buffer: where to.
         """
         numbers = [self._numbers.get((source, host)) for host, *_ in parts]
-        if self._file is not None:
-            for offset, pieces in self._runs(parts, numbers, buffer):
-                os.preadv(self._file.fileno(), pieces, offset)
+        if self._file is None or not self._read(self._file, self._runs(parts, numbers, buffer)):
+            return list(range(len(parts)))
         return [
             index
             for index, (number, (host, *_)) in enumerate(zip(numbers, parts, strict=True))
             if number is None or self._numbers.get((source, host)) != number
         ]
+
+    @staticmethod
+    def _read(file: IO[bytes], runs: list[tuple[int, list[memoryview]]]) -> bool:
+        """Read, and tell whether that went well."""
+        try:
+            return all(
+                os.preadv(file.fileno(), pieces, offset) == sum(map(len, pieces))
+                for offset, pieces in runs
+            )
+        except OSError:
+            return False
 
     def _runs(
         self, parts: Sequence[Part], numbers: list[int | None], buffer: memoryview
@@ -89,11 +99,27 @@ class Inflated:
 
     def keep(self, source: int, clusters: Sequence[tuple[int, bytes]]) -> None:
         """Keep clusters: where each one's payload begins, and its content."""
-        step = min(_AT_ONCE, self._slots)
         with self._lock:
+            if self._file is None and not self._full:
+                self._open()
+            step = min(_AT_ONCE, self._slots)
             for first in range(0, len(clusters), step):
                 if not self._full:
                     self._keep(source, clusters[first : first + step])
+
+    def _open(self) -> None:
+        """Make the file, as large as may be; it is full from the beginning where it cannot be."""
+        try:
+            file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115
+        except OSError:
+            self._full = True
+            return
+        found = os.fstatvfs(file.fileno())
+        free = found.f_bavail * found.f_frsize
+        room = min(_ROOM if self._folder is None else _ROOM_IN_FOLDER, free // _PART)
+        self._slots = max(1, min(_MOST, room // self._size))
+        self._full = room < self._size
+        self._file = file
 
     def _keep(self, source: int, clusters: Sequence[tuple[int, bytes]]) -> None:
         """Keep some that are neighbours in the file too."""
@@ -115,13 +141,12 @@ class Inflated:
 
     def _write(self, content: list[bytes], offset: int) -> bool:
         """Write, and tell whether there was room."""
+        if self._file is None:
+            return False
         try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115
-            count = os.pwritev(self._file.fileno(), content, offset)
+            return os.pwritev(self._file.fileno(), content, offset) == len(content) * self._size
         except OSError:
             return False
-        return count == len(content) * self._size
 
     def close(self) -> None:
         """Give the room back. Nothing is kept any more."""

@@ -7,6 +7,7 @@ import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_no_folder_for_temporary_files_is_no_error(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("written", [None, 0, 70_000], ids=["error", "nothing", "a part"])
+@pytest.mark.parametrize("written", [None, 0, 60_000], ids=["error", "nothing", "a part"])
 def test_full_file_system_is_no_error(
     disk: Path, written: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,3 +102,39 @@ def test_full_file_system_is_no_error(
     monkeypatch.setattr(os, "pwritev", full)
     read_scattered(disk)
     assert len(calls) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clusters", [0, 1, 5])
+def test_no_more_is_taken_than_an_eighth_of_what_is_free(
+    disk: Path, clusters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = clusters << 16
+    real, ends = os.pwritev, [0]
+
+    def watched(fd: int, content: list[bytes], offset: int) -> int:
+        ends.append(offset + sum(map(len, content)))
+        return real(fd, content, offset)
+
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: SimpleNamespace(f_bavail=8 * room, f_frsize=1))
+    monkeypatch.setattr(os, "pwritev", watched)
+    read_scattered(disk)
+    assert max(ends) == room
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["error", "short"])
+def test_kept_file_that_cannot_be_read_is_no_error(
+    disk: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.preadv
+
+    def broken(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if not os.readlink(f"/proc/self/fd/{fd}").endswith("(deleted)"):
+            return real(fd, buffers, offset)
+        if what == "error":
+            raise OSError(errno.EIO, "Input/output error")
+        return 0
+
+    monkeypatch.setattr(os, "preadv", broken)
+    read_scattered(disk)
