@@ -23,6 +23,7 @@ APPLY_MEMORY = 256 * MIB
 
 # From this share of NEW on, an overlay is as much to write as NEW.
 ALL_OF_IT = 0.95
+USES = 3  # rounds of using patches for one of making them: they are short, and close to each other
 
 # Debian's 4.3-23 peaked at 9 times the source, of 8 to 48 MiB; its manual says 17.
 BSDIFF_MEMORY = 9
@@ -196,7 +197,8 @@ def versions() -> Iterator[str]:
 def contest(folder: Path, programs: Sequence[Program], runs: int) -> dict[str, Patched]:
     """Every program's patch, then every patch used in each way, in turns; by program."""
     made = compete([_maker(folder, program) for program in programs], runs)
-    used = iter(compete([user for program in programs for user in _users(folder, program)], runs))
+    users = [user for program in programs for user in _users(folder, program)]
+    used = iter(compete(users, USES * runs))
     return {
         score.name: Patched(score, [next(used) for _ in program.ways])
         for program, score in zip(programs, made, strict=True)
