@@ -94,7 +94,8 @@ class ImageDelta:
                 plan.adapt(window.to_read)
                 window.submit(pools)
                 pending.append(window)
-                if len(pending) > _WINDOWS_AHEAD:
+                # What has nothing to compare need not wait for what comes after it.
+                while pending and (len(pending) > _WINDOWS_AHEAD or pending[0].is_compared):
                     yield pending.popleft().finish(self.stats)
             while pending:
                 yield pending.popleft().finish(self.stats)
@@ -313,6 +314,11 @@ class _Window:
                 self._tasks.append(
                     pools.content.submit(comparer.compare, batches[i : i + _BATCHES])
                 )
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether nothing has to be waited for."""
+        return all(task.done() for task in self._tasks)
 
     def _payloads(self) -> Mask:
         comparer = self._comparer

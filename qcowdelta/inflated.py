@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -23,19 +24,22 @@ Part: TypeAlias = tuple[int, int, int, int]
 
 
 class Inflated:
-    """The content of compressed clusters in a nameless temporary file, those kept last.
+    """The content of compressed clusters of one size in a nameless temporary file, those kept last.
 
     Safe to be used by several threads. It only saves time: where there is no room for the file,
     nothing is kept.
 
     Args:
-        cluster_size: the largest cluster's, bytes.
+        cluster_size: theirs, bytes.
         folder: where the file is, of up to 1 GiB, or an eighth of what is free there; None takes
             the system's folder for temporary files, and 32 MiB.
+
+    Attributes:
+        folder: as given.
     """
 
     def __init__(self, cluster_size: int, folder: PathName | None = None) -> None:
-        self._size, self._folder = cluster_size, folder
+        self._size, self.folder = cluster_size, folder
         self._slots = 1
         self._file: IO[bytes] | None = None
         # Clusters are numbered as they come, and the number's remainder is the slot. So whoever
@@ -71,7 +75,7 @@ class Inflated:
                 os.preadv(file.fileno(), pieces, offset) == sum(map(len, pieces))
                 for offset, pieces in runs
             )
-        except OSError:
+        except (OSError, ValueError):  # it is closed
             return False
 
     def _runs(
@@ -110,13 +114,13 @@ class Inflated:
     def _open(self) -> None:
         """Make the file, as large as may be; it is full from the beginning where it cannot be."""
         try:
-            file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115
+            file = tempfile.TemporaryFile(buffering=0, dir=self.folder)  # noqa: SIM115
         except OSError:
             self._full = True
             return
         found = os.fstatvfs(file.fileno())
         free = found.f_bavail * found.f_frsize
-        room = min(_ROOM if self._folder is None else _ROOM_IN_FOLDER, free // _PART)
+        room = min(_ROOM if self.folder is None else _ROOM_IN_FOLDER, free // _PART)
         self._slots = max(1, min(_MOST, room // self._size))
         self._full = room < self._size
         self._file = file
@@ -130,9 +134,8 @@ class Inflated:
             owner, number = self._owners.pop(index, (None, 0))
             if owner is not None and self._numbers.get(owner) == number:
                 del self._numbers[owner]
-        content = [data.ljust(self._size, b"\0") for _, data in clusters]
-        self._full = not self._write(content, slot * self._size)
-        if self._full:
+        if not self._write([data for _, data in clusters], slot * self._size):
+            self._give_up()
             return
         for host, _ in clusters:
             self._owners[self._next % self._slots] = (source, host), self._next
@@ -148,10 +151,18 @@ class Inflated:
         except OSError:
             return False
 
-    def close(self) -> None:
-        """Give the room back. Nothing is kept any more."""
+    def _give_up(self) -> None:
+        """Keep nothing any more: the output may need the room."""
         self._full = True
         self._numbers.clear()
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), 0)
+
+    def close(self) -> None:
+        """Give the room back. Nothing is kept any more."""
+        with self._lock:
+            self._give_up()
+            if self._file is not None:
+                self._file.close()
+                self._file = None

@@ -81,12 +81,19 @@ def keep_inflated(sources: Sequence[Source], folder: PathName | None = None) -> 
 
     It is for those who read scattered ranges, or the same twice. The image that the sources are
     of ends it when it is closed.
+
+    Args:
+        sources: those of an image.
+        folder: where they are kept; it takes the place of the system's if that was taken before.
     """
-    fresh = [source for source in sources if source.kept is None]
-    if fresh:
-        kept = Inflated(max(source.cluster_size for source in fresh), folder)
-        for source in fresh:
-            source.kept = kept
+    by_size: dict[int, Inflated] = {}
+    for source in sources:
+        kept = source.kept
+        if kept is None or (kept.folder is None and folder is not None):
+            if kept is not None:
+                kept.close()
+            size = source.cluster_size
+            source.kept = by_size.setdefault(size, Inflated(size, folder))
 
 
 @dataclass(frozen=True)

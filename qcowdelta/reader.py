@@ -12,6 +12,8 @@ from .layer import Source
 # Compressed clusters whose payloads are no further apart than this are read in one go.
 _PAYLOAD_GAP = 4096
 _PAYLOADS_AT_ONCE = 1 << 21
+# A small payload can be a large cluster.
+_INFLATED_AT_ONCE = 1 << 21
 
 
 class Readable(Protocol):
@@ -96,28 +98,33 @@ class GuestReader:
         names = ("host", "bound", "start", "within", "length")
         rows = list(zip(*(extents[name].tolist() for name in names), begins.tolist(), strict=True))
         for i, j in payload_spans(extents):
-            inflated = _inflate(source, rows[i:j], buffer)
-            if source.kept is not None:
-                source.kept.keep(id(source), inflated)
+            _inflate(source, rows[i:j], buffer)
 
 
-def _inflate(
-    source: Source, rows: list[tuple[int, ...]], buffer: memoryview
-) -> list[tuple[int, bytes]]:
-    """Inflate clusters that follow each other; several rows may lie in the same one.
-
-    Returns where the payload of each begins, and its content.
-    """
+def _inflate(source: Source, rows: list[tuple[int, ...]], buffer: memoryview) -> None:
+    """Inflate clusters that follow each other; several rows may lie in the same one."""
     first, (last, bound, *_) = rows[0][0], rows[-1]
     payloads = memoryview(bytearray(last + bound - first))
     source.file.read_into(payloads, first)
+    most = max(1, _INFLATED_AT_ONCE // source.cluster_size)
     inflated: list[tuple[int, bytes]] = []
+    of, data = -1, b""
     for host, bound, start, within, length, begin in rows:
-        if not inflated or inflated[-1][0] != host:
+        if of != host:
             payload = payloads[host - first : host - first + bound]
-            inflated.append((host, source.inflate(payload, host, start)))
-        buffer[begin : begin + length] = inflated[-1][1][within : within + length]
-    return inflated
+            of, data = host, source.inflate(payload, host, start)
+            inflated.append((host, data))
+        buffer[begin : begin + length] = data[within : within + length]
+        if len(inflated) >= most:
+            _keep(source, inflated)
+    _keep(source, inflated)
+
+
+def _keep(source: Source, inflated: list[tuple[int, bytes]]) -> None:
+    """Keep clusters if that is wanted, and empty the list."""
+    if source.kept is not None and inflated:
+        source.kept.keep(id(source), inflated)
+    inflated.clear()
 
 
 def payload_spans(extents: Extents) -> list[tuple[int, int]]:

@@ -21,11 +21,18 @@ def in_order(
     """Call a function in a pool, at most ``ahead`` calls before the result that is asked for.
 
     Unlike ``Executor.map`` it takes arguments only as results are taken, except for the first
-    ones, whose calls begin at once. What has not begun when the iteration ends early is cancelled.
+    ones, whose calls begin at once. What has not begun when the iteration, or taking the first
+    arguments, ends early is cancelled.
     """
     rest = iter(arguments)
-    pending = deque(pool.submit(function, argument) for argument in islice(rest, ahead))
-    return _results(pending, (pool.submit(function, argument) for argument in rest))
+    pending: deque[Future[Result]] = deque()
+    results = _results(pending, (pool.submit(function, argument) for argument in rest))
+    try:
+        pending.extend(pool.submit(function, argument) for argument in islice(rest, ahead))
+    except BaseException:
+        _cancel(pending)
+        raise
+    return results
 
 
 def _results(pending: deque[Future[Result]], more: Iterator[Future[Result]]) -> Iterator[Result]:
@@ -36,5 +43,9 @@ def _results(pending: deque[Future[Result]], more: Iterator[Future[Result]]) -> 
         while pending:
             yield pending.popleft().result()
     finally:
-        for future in pending:
-            future.cancel()
+        _cancel(pending)
+
+
+def _cancel(pending: Iterable[Future[Result]]) -> None:
+    for future in pending:
+        future.cancel()

@@ -444,7 +444,8 @@ class TestChangedInItsPlace:
         count = sum(f.type in (FileType.FILE, FileType.SYMLINK) for f in unchanged)
         assert found.doubts == (
             f"{count} files share clusters with what changed and could not be compared, being "
-            "compressed, encrypted or too large, and count as unchanged",
+            "compressed, encrypted or too large, and count as unchanged, or as changed in metadata "
+            "only",
         )
 
     def test_files_of_a_partition_that_moved_are_moved(self, tmp_path: Path) -> None:

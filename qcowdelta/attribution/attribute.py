@@ -251,7 +251,8 @@ def _untold(count: int) -> Iterator[str]:
         files = "1 file shares" if count == 1 else f"{count:,} files share"
         yield (
             f"{files} clusters with what changed and could not be compared, being compressed, "
-            f"encrypted or too large, and {'counts' if count == 1 else 'count'} as unchanged"
+            f"encrypted or too large, and {'counts' if count == 1 else 'count'} as unchanged, or "
+            "as changed in metadata only"
         )
 
 

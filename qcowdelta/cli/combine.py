@@ -39,7 +39,7 @@ def compose(first: Path, second: Path, output: Path, **options: Any) -> None:
             return
         old = stack.enter_context(opt.open_base(options["base"], options))
         sinks.refuse_input(output, old, str(first), str(second))
-        delta = composed(patches[0], patches[1], old)
+        delta = composed(patches[0], patches[1], old, output.absolute().parent)
         stack.enter_context(delta.target)
         figures = sinks.patch(delta, output, options)
     sinks.show(figures, options)
@@ -80,7 +80,7 @@ def invert(patch: Path, output: Path, **options: Any) -> None:
         opened = stack.enter_context(opt.open_patch(patch))
         old = stack.enter_context(opt.open_base(options["base"], options))
         sinks.refuse_input(output, old, str(patch))
-        delta = inverted(opened, old)
+        delta = inverted(opened, old, output.absolute().parent)
         stack.enter_context(delta.base)
         figures = sinks.patch(delta, output, options)
     sinks.show(figures, options)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..diff import ImageDelta
-from ..errors import BaseMismatchError, OptionError, printable
+from ..errors import BaseMismatchError, OptionError, PathName, printable
 from ..image import Image
 from ..output import AtomicOutput
 from .blocks import BLOCK
@@ -16,10 +16,13 @@ from .open import open_patched
 from .segment import Segment
 
 
-def composed(first: PatchFile, second: PatchFile, base: Image) -> ImageDelta:
+def composed(
+    first: PatchFile, second: PatchFile, base: Image, folder: PathName | None = None
+) -> ImageDelta:
     """Return the delta from the first patch's base to the second one's target.
 
-    Its target owns both patches and the base, and closes them.
+    Its target owns both patches and the base, and closes them. Temporary files are in the folder,
+    or where the system has them.
 
     Raises:
         BaseMismatchError: the second patch was not made from what the first leads to, or the
@@ -27,9 +30,10 @@ def composed(first: PatchFile, second: PatchFile, base: Image) -> ImageDelta:
         CorruptImageError: a patch or the base is damaged.
     """
     _check_order(first, second)
-    middle = open_patched(first, base)
+    middle = open_patched(first, base, folder=folder)
     # The base was read as a whole just now, and the middle follows from it.
-    return ImageDelta(base, open_patched(second, middle, check=False), granularity=BLOCK)
+    target = open_patched(second, middle, check=False, folder=folder)
+    return ImageDelta(base, target, granularity=BLOCK)
 
 
 def merge(first: PatchFile, second: PatchFile, output: AtomicOutput) -> int:
@@ -96,11 +100,13 @@ def _check_order(first: PatchFile, second: PatchFile) -> None:
         )
 
 
-def inverted(patch: PatchFile, base: Image) -> ImageDelta:
+def inverted(patch: PatchFile, base: Image, folder: PathName | None = None) -> ImageDelta:
     """Return the delta from a patch's target back to its base; its base owns both.
+
+    Temporary files are in the folder, or where the system has them.
 
     Raises:
         BaseMismatchError: the base is another one.
         CorruptImageError: the patch or the base is damaged.
     """
-    return ImageDelta(open_patched(patch, base), base, granularity=BLOCK)
+    return ImageDelta(open_patched(patch, base, folder=folder), base, granularity=BLOCK)

@@ -96,15 +96,16 @@ class SegmentDecoder:
                 pass
 
     def _from_spool(self, at: int) -> memoryview | None:
-        """Return a segment's content from the temporary file; None where it is not there."""
+        """Return a segment's content from the temporary file; None where it is not there, whole."""
         if at not in self._spooled:
             return None
-        header, number = self._patch.header, int(self._patch.entries["number"][at])
-        start = number << header.segment_bits
-        length = min(header.segment_size, header.target_size - start)
-        content = np.empty(length, np.uint8).data
-        self._spool.read_into(content, [(start, length, 0)])
-        return content.toreadonly()
+        segment = self._patch.segment(at)
+        content = np.empty(segment.length, np.uint8).data
+        try:
+            self._spool.read_into(content, [(segment.start, segment.length, 0)])
+        except OSError:
+            return None
+        return content.toreadonly() if _is_right(segment, content) else None
 
     def _keep(self, at: int, content: memoryview) -> None:
         """Put a segment that others refer to into the temporary file."""
@@ -201,9 +202,8 @@ class SegmentDecoder:
             raise self._damaged(segment, f"the payload {error}") from error
 
     def _check(self, segment: Segment, content: memoryview) -> None:
-        for index, digest in enumerate(segment.leaf_digests):
-            if blake3(content[index * LEAF : (index + 1) * LEAF]).digest() != digest:
-                raise self._damaged(segment, "the result is not what it should be")
+        if not _is_right(segment, content):
+            raise self._damaged(segment, "the result is not what it should be")
 
     def _damaged(self, segment: Segment, what: str) -> ImageError:
         return CorruptImageError(
@@ -211,6 +211,14 @@ class SegmentDecoder:
             path=self._patch.path,
             field="segment",
         )
+
+
+def _is_right(segment: Segment, content: memoryview) -> bool:
+    """Tell whether content is what a segment's digests are of."""
+    return all(
+        blake3(content[index * LEAF : (index + 1) * LEAF]).digest() == digest
+        for index, digest in enumerate(segment.leaf_digests)
+    )
 
 
 def _place(content: memoryview, rows: Rows, data: memoryview) -> None:

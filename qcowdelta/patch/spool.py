@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import threading
@@ -48,11 +49,15 @@ class Spool:
         Args:
             buffer: where to.
             rows: of each range, where it begins, how long it is, and where in the buffer it goes.
+
+        Raises:
+            OSError: it cannot be read.
         """
         within = (1 << self._bits) - 1
         for start, length, place in rows:
             offset = (self._slots[start >> self._bits] << self._bits) + (start & within)
-            os.preadv(self._fd, [buffer[place : place + length]], offset)
+            if os.preadv(self._fd, [buffer[place : place + length]], offset) != length:
+                raise OSError(errno.EIO, "a temporary file has lost its end")
 
     def close(self) -> None:
         """Give the room back."""
