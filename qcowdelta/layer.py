@@ -93,7 +93,9 @@ def keep_inflated(sources: Sequence[Source], folder: PathName | None = None) -> 
             if kept is not None:
                 kept.close()
             size = source.cluster_size
-            source.kept = by_size.setdefault(size, Inflated(size, folder))
+            if size not in by_size:
+                by_size[size] = Inflated(size, folder)
+            source.kept = by_size[size]
 
 
 @dataclass(frozen=True)

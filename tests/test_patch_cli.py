@@ -725,16 +725,7 @@ def test_any_range_can_be_read_through_patch_and_base(pair: Pair) -> None:
 
 
 def test_reading_a_little_decodes_a_little(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qcowdelta.patch import decode
-
-    decoded: list[int] = []
-    real = decode.SegmentDecoder._decode
-
-    def spy(self: decode.SegmentDecoder, at: int) -> memoryview:
-        decoded.append(at)
-        return real(self, at)
-
-    monkeypatch.setattr(decode.SegmentDecoder, "_decode", spy)
+    decoded = patches.decoded(monkeypatch)
     with open_patched(PatchFile.open(pair.patch), open_image(pair.old), check=False) as image:
         image.reader().read(MIB + 5, 100)
         assert decoded == [1]

@@ -15,6 +15,7 @@ from qcowdelta import PatchFile, open_image, open_patched
 from qcowdelta.patch import decode
 from qcowdelta.patch.layer import PatchLayer
 from qcowdelta.threads import in_order
+from tests.support import patches
 from tests.support.commandline import ok
 from tests.support.killing import LIMIT
 
@@ -31,14 +32,7 @@ def test_segment_that_others_refer_to_is_read_back_or_decoded_again(
     content = np.random.default_rng(1).bytes(HALF) * 2  # the second half copies the first
     new.write_bytes(content)
     ok("diff", old, new, "-o", path, "-q")
-    decoded: list[int] = []
-    real = decode.SegmentDecoder._decode
-
-    def spy(self: decode.SegmentDecoder, at: int) -> memoryview:
-        decoded.append(at)
-        return real(self, at)
-
-    monkeypatch.setattr(decode.SegmentDecoder, "_decode", spy)
+    decoded = patches.decoded(monkeypatch)
     monkeypatch.setattr(decode, "_CACHE", 0)
     with open_patched(PatchFile.open(path), open_image(old, format="raw")) as image:
         layer = image.layers[0]

@@ -40,7 +40,8 @@ class FileChanges:
     Attributes:
         files: the files that changed, by changed bytes and then freed bytes, largest first.
         gone: the partitions that only OLD has.
-        untold: how many of the files that are called unchanged could not be compared.
+        untold: how many files could not be compared: they count as unchanged, or as changed in
+            metadata only.
         index_of_owner: for each owner of NEW's map the index of its change, or -1.
     """
 

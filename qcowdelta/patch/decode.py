@@ -123,7 +123,8 @@ class SegmentDecoder:
         dictionary = self._copy(segment, content)
         data = self._data(segment, dictionary)
         _place(content, segment.of_kind(OperationKind.DATA), memoryview(data))
-        self._check(segment, content)
+        if not _is_right(segment, content):
+            raise self._damaged(segment, "the result is not what it should be")
         self.verified[at] = True
         if self._patch.entries["users"][at]:
             self._keep(at, content)
@@ -200,10 +201,6 @@ class SegmentDecoder:
             return decode(segment.codec, segment.payload, segment.data_length, dictionary)
         except CodecError as error:
             raise self._damaged(segment, f"the payload {error}") from error
-
-    def _check(self, segment: Segment, content: memoryview) -> None:
-        if not _is_right(segment, content):
-            raise self._damaged(segment, "the result is not what it should be")
 
     def _damaged(self, segment: Segment, what: str) -> ImageError:
         return CorruptImageError(

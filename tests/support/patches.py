@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from blake3 import blake3
 
 from qcowdelta import (
@@ -25,6 +26,7 @@ from qcowdelta import (
 from qcowdelta.fullimage import Format
 from qcowdelta.hashtree import TreeHasher
 from qcowdelta.patch import layout
+from qcowdelta.patch.decode import SegmentDecoder
 from qcowdelta.patch.effort import Effort
 from qcowdelta.patch.layout import DIGEST, Codec, OperationKind, Space
 
@@ -35,6 +37,19 @@ MIB = 1 << 20
 BLOCK = 4 * KIB
 _FIXED: int = layout.Header.sizeof()
 _HEAD: int = layout.SegmentHead.sizeof()
+
+
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Watch decoders: the list gets each segment that is decoded, by its place in the index."""
+    places: list[int] = []
+    real = SegmentDecoder._decode
+
+    def spy(self: SegmentDecoder, at: int) -> memoryview:
+        places.append(at)
+        return real(self, at)
+
+    monkeypatch.setattr(SegmentDecoder, "_decode", spy)
+    return places
 
 
 def make(
